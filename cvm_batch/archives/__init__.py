@@ -1,0 +1,1 @@
+"""Where tiles come from: one reader per format behind one interface."""

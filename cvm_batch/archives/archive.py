@@ -1,0 +1,98 @@
+"""The seam: what a slide archive is to all that reads one.
+
+Coordinates are level-0 pixels, x to the right and y down; tiles are uint8 RGB
+[h, w, 3]. An index is a tile's place in its slide, 0 to tiles - 1, and never changes
+while the slide's files stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvm_batch.errors import Reason
+from cvm_batch.tiles import Tiles
+
+
+class ExpectedFrom(StrEnum):
+    """Where the expected number of tiles comes from, the most trustworthy first."""
+
+    MANIFEST = "manifest"
+    CELLS_TABLE = "cells_table"
+    PACK_MANIFEST = "pack_manifest"
+    LISTING = "listing"
+
+
+class Integrity(StrEnum):
+    """Whether every byte that became a tile was checked against a recorded checksum."""
+
+    VERIFIED = "verified"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideInfo:
+    """What is known of a slide before a pixel is read."""
+
+    identity: str
+    """SHA-256 over name, size and modification time of the archive's files."""
+    tiles: int
+    """The number of tiles the slide should have, readable or not."""
+    expected_from: ExpectedFrom
+    tile_px: tuple[int, int] | None
+    """Height and width of every tile, or None where sizes vary."""
+    mpp: float | None = None
+    """Microns per level-0 pixel, where known."""
+    integrity: Integrity = Integrity.UNVERIFIED
+
+
+@dataclass(frozen=True)
+class TileFault:
+    """Why one tile could not be read."""
+
+    reason: Reason
+    """MISSING_TILES where nothing was stored, UNREADABLE_TILES where it did not decode."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileBlock:
+    """The tiles [start, stop) of one slide; position i holds the tile of index[i]."""
+
+    tiles: Tiles
+    """uint8 [n, h, w, 3], or a list where sizes vary; unspecified where not readable."""
+    index: NDArray[np.int64]
+    xy: NDArray[np.float64] | None
+    """Nucleus centres [n, 2] in level-0 pixels, where known."""
+    cell_id: list[str] | None
+    readable: NDArray[np.bool_]
+    faults: Mapping[int, TileFault] = field(default_factory=dict)
+    """By position, for exactly the tiles that are not readable."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class SlideArchive(Protocol):
+    """All tiles of one slide. ``read`` may be called from several threads at once."""
+
+    def describe(self) -> SlideInfo:
+        """Ask the files anew, without reading pixels. Raises SlideError."""
+        ...
+
+    def read(self, start: int, stop: int) -> TileBlock:
+        """Read tiles [start, stop), 0 <= start < stop <= tiles.
+
+        A tile that is missing or does not decode is marked in the block; SlideError is
+        raised for what concerns the slide as a whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the files. Calling it twice is harmless."""
+        ...

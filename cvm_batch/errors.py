@@ -1,0 +1,168 @@
+"""The error tree and the exit codes.
+
+Every message says what was wrong, where, and what to do. Each class takes one
+message, so that an error survives pickling on its way from a replica to the driver.
+
+    CvmBatchError
+    ├── UsageError              wrong use or configuration: exit code 2
+    │   ├── NoSlidesError
+    │   ├── SlideIdCollisionError
+    │   ├── ResultsError        the results folder cannot be used
+    │   │   └── ResultsInUseError
+    │   ├── BundleError         a bundle that cannot be used
+    │   │   ├── BundleNotFoundError
+    │   │   ├── BundleDigestError
+    │   │   └── SentinelError
+    │   └── DataSetError        training data that cannot be used
+    ├── RunAbortedError         the run could not go on: exit code 1
+    └── SlideError              one slide failed; the others go on
+        └── (one leaf per reason, below)
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the process says at its end."""
+
+    COMPLETE = 0
+    ABORTED = 1
+    USAGE = 2
+    NOT_ALL_COMPLETE = 3
+    STOPPED = 4
+
+
+class Reason(StrEnum):
+    """Why a slide is not complete, as written to the ``reason`` column."""
+
+    BAD_FORMAT = "bad_format"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    EMPTY = "empty"
+    INPUT_CHANGED = "input_changed"
+    MISSING_TILES = "missing_tiles"
+    NON_FINITE_OUTPUT = "non_finite_output"
+    OVER_LIMIT = "over_limit"
+    READ_ERROR = "read_error"
+    REPLICA_LOST = "replica_lost"
+    UNREADABLE_TILES = "unreadable_tiles"
+    UNSAFE_ARCHIVE = "unsafe_archive"
+
+
+class CvmBatchError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.ABORTED
+
+
+class UsageError(CvmBatchError):
+    """Wrong use or configuration, found before any slide is touched."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoSlidesError(UsageError):
+    """The given inputs hold no slide archive."""
+
+
+class SlideIdCollisionError(UsageError):
+    """Two inputs would get the same slide_id."""
+
+
+class ResultsError(UsageError):
+    """The results folder cannot be written or read."""
+
+
+class ResultsInUseError(ResultsError):
+    """Another run holds the results folder."""
+
+
+class BundleError(UsageError):
+    """A bundle that cannot be used."""
+
+
+class BundleNotFoundError(BundleError):
+    """No bundle under that name or path."""
+
+
+class BundleDigestError(BundleError):
+    """A file of the bundle differs from the digest recorded in bundle.json."""
+
+
+class SentinelError(BundleError):
+    """The device does not reproduce the bundle's recorded sentinel outputs."""
+
+
+class DataSetError(UsageError):
+    """Training or evaluation data that cannot be used."""
+
+
+class RunAbortedError(CvmBatchError):
+    """The run could not go on; what was committed stays."""
+
+
+class SlideError(CvmBatchError):
+    """One slide cannot be classified. The run goes on with the others."""
+
+    reason: ClassVar[Reason]
+    #: True where the cause may pass, so that trying again makes sense.
+    passing: ClassVar[bool] = False
+
+
+class BadFormatError(SlideError):
+    """Not an archive of the kind its name says: wrong dtype, shape, codec or content."""
+
+    reason = Reason.BAD_FORMAT
+
+
+class EmptyArchiveError(SlideError):
+    """An archive without a single tile."""
+
+    reason = Reason.EMPTY
+
+
+class ChecksumMismatchError(SlideError):
+    """Stored data differ from the checksum recorded with them."""
+
+    reason = Reason.CHECKSUM_MISMATCH
+
+
+class OverLimitError(SlideError):
+    """Sizes beyond what a slide archive can honestly hold, refused before allocating."""
+
+    reason = Reason.OVER_LIMIT
+
+
+class UnsafeArchiveError(SlideError):
+    """Member names, links or codecs that a trustworthy archive does not contain."""
+
+    reason = Reason.UNSAFE_ARCHIVE
+
+
+class ReadError(SlideError):
+    """An input/output error that may pass."""
+
+    reason = Reason.READ_ERROR
+    passing = True
+
+
+class InputChangedError(SlideError):
+    """The archive's files changed after the run was planned."""
+
+    reason = Reason.INPUT_CHANGED
+    passing = True
+
+
+class NonFiniteOutputError(SlideError):
+    """The model returned NaN or infinity for a tile of this slide."""
+
+    reason = Reason.NON_FINITE_OUTPUT
+
+
+class ReplicaLostError(SlideError):
+    """The replicas that held this slide died, more often than is allowed."""
+
+    reason = Reason.REPLICA_LOST
+    passing = True

@@ -1,0 +1,1 @@
+"""The network, the bundle it travels in, and the engine that runs it."""
