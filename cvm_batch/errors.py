@@ -15,6 +15,7 @@ message, so that an error survives pickling on its way from a replica to the dri
     │   │   └── SentinelError
     │   └── DataSetError        training data that cannot be used
     ├── RunAbortedError         the run could not go on: exit code 1
+    │   └── CommitError         a result could not be written
     └── SlideError              one slide failed; the others go on
         └── (one leaf per reason, below)
 """
@@ -49,6 +50,10 @@ class Reason(StrEnum):
     REPLICA_LOST = "replica_lost"
     UNREADABLE_TILES = "unreadable_tiles"
     UNSAFE_ARCHIVE = "unsafe_archive"
+
+
+#: Causes that may pass: a further submit tries these slides again by itself.
+PASSING_REASONS = frozenset({Reason.INPUT_CHANGED, Reason.READ_ERROR, Reason.REPLICA_LOST})
 
 
 class CvmBatchError(Exception):
@@ -103,12 +108,14 @@ class RunAbortedError(CvmBatchError):
     """The run could not go on; what was committed stays."""
 
 
+class CommitError(RunAbortedError):
+    """A result could not be written: the disk is full, or the folder is gone."""
+
+
 class SlideError(CvmBatchError):
     """One slide cannot be classified. The run goes on with the others."""
 
     reason: ClassVar[Reason]
-    #: True where the cause may pass, so that trying again makes sense.
-    passing: ClassVar[bool] = False
 
 
 class BadFormatError(SlideError):
@@ -145,14 +152,12 @@ class ReadError(SlideError):
     """An input/output error that may pass."""
 
     reason = Reason.READ_ERROR
-    passing = True
 
 
 class InputChangedError(SlideError):
     """The archive's files changed after the run was planned."""
 
     reason = Reason.INPUT_CHANGED
-    passing = True
 
 
 class NonFiniteOutputError(SlideError):
@@ -165,4 +170,3 @@ class ReplicaLostError(SlideError):
     """The replicas that held this slide died, more often than is allowed."""
 
     reason = Reason.REPLICA_LOST
-    passing = True

@@ -1,0 +1,52 @@
+"""Every command, thin: parse, call, print, exit code.
+
+Modules that load PyTorch or Ray are imported inside the commands, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import cvm_batch
+from cvm_batch.cli.demo import demo
+from cvm_batch.cli.models import models
+from cvm_batch.cli.submit import submit
+from cvm_batch.cli.train import train
+from cvm_batch.errors import CvmBatchError, ExitCode
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(cvm_batch.__version__, prog_name="cvm-batch")
+def cli() -> None:
+    """Screen archives of Pap-smear cells overnight with CVM-Cervix on Ray.
+
+    Not a medical device: every result needs a qualified person's review.
+
+    \b
+    Exit codes: 0 all slides complete; 1 the run was aborted; 2 wrong use, configuration
+    or a results folder in use; 3 finished, but some slides are not complete; 4 stopped
+    before the end, the rest is left for the next run.
+    """
+
+
+for command in (demo, submit, models, train):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The console script: errors of this package become one sentence and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        code = ExitCode.STOPPED
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode.USAGE
+    except CvmBatchError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code)

@@ -125,6 +125,11 @@ class Bundle:
     digest: str
     """SHA-256 of bundle.json, which itself names the digests of weights and sentinels."""
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights file."""
+        return (self.path / WEIGHTS_FILE).stat().st_size
+
     def network(self) -> CvmCervix:
         """The network in fp32 with the stored weights, in evaluation mode.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cvm_batch.errors import BundleNotFoundError
+from cvm_batch.errors import BundleError, BundleNotFoundError
 from cvm_batch.model.bundle import SPEC_FILE, Bundle, load_bundle
 
 #: Environment variable naming a folder whose sub-folders are bundles.
@@ -23,6 +23,17 @@ def known_bundles() -> dict[str, Path]:
         for folder in folders
         for spec in sorted(folder.glob(f"*/{SPEC_FILE}"))
     }
+
+
+def list_bundles() -> list[tuple[str, Path, Bundle | BundleError]]:
+    """Name, folder, and the verified bundle or what is wrong with it, by name."""
+    listed: list[tuple[str, Path, Bundle | BundleError]] = []
+    for name, path in sorted(known_bundles().items()):
+        try:
+            listed.append((name, path, load_bundle(path)))
+        except BundleError as error:
+            listed.append((name, path, error))
+    return listed
 
 
 def find_bundle(name_or_path: str) -> Bundle:

@@ -1,0 +1,118 @@
+"""``cvm-batch models``: which bundles there are, and what is in one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from cvm_batch.cli.console import STDOUT, print_json
+
+if TYPE_CHECKING:
+    from cvm_batch.model.bundle import Bundle
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the bundles that are known by name.
+
+    Those shipped with cvm-batch, and those in the folder that the environment variable
+    CVM_BATCH_MODELS names. Every digest is verified.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from cvm_batch.model.registry import list_bundles
+
+    listed = list_bundles()
+    if as_json:
+        print_json(
+            [
+                {"name": name, "path": path, "digest": getattr(found, "digest", None)}
+                | ({"error": str(found)} if isinstance(found, Exception) else {})
+                for name, path, found in listed
+            ]
+        )
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "classes", "precision", "digest", "folder"):
+        table.add_column(column, overflow="fold")
+    for name, path, found in listed:
+        if isinstance(found, Exception):
+            table.add_row(name, "", "", f"unusable: {found}", str(path))
+        else:
+            spec = found.spec
+            classes = str(len(spec.class_names))
+            table.add_row(name, classes, spec.precision, found.digest[:12], str(path))
+    STDOUT.print(table)
+
+
+@models.command()
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(bundle: str, as_json: bool) -> None:
+    """Print classes, groups, sizes and provenance of BUNDLE, a folder or a known name.
+
+    Verifies the digests, and on this machine's CPU the sentinel tiles.
+    """
+    import torch
+
+    from cvm_batch.model.engine import TorchEngine, verify_sentinels
+    from cvm_batch.model.network import parameter_count
+    from cvm_batch.model.precision import Precision
+    from cvm_batch.model.registry import find_bundle
+
+    found = find_bundle(bundle)
+    parameters = parameter_count(found.network())
+    engine = TorchEngine(found, device=torch.device("cpu"), precision=Precision.FP32)
+    difference = verify_sentinels(engine, found.sentinels())
+    if as_json:
+        print_json(
+            found.spec.to_json()
+            | {
+                "path": found.path,
+                "digest": found.digest,
+                "parameters": parameters,
+                "weights_bytes": found.weights_bytes,
+                "sentinel_difference": difference,
+            }
+        )
+    else:
+        _print_bundle(found, parameters, difference)
+
+
+def _print_bundle(bundle: Bundle, parameters: int, difference: float) -> None:
+    spec = bundle.spec
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("name", spec.name)
+    table.add_row("folder", str(bundle.path))
+    table.add_row("digest", bundle.digest)
+    table.add_row(
+        "network",
+        f"{spec.architecture.cnn.name} + {spec.architecture.vt.name}, "
+        f"hidden width {spec.architecture.hidden}, {parameters:,} parameters",
+    )
+    table.add_row("weights", f"{bundle.weights_bytes / 2**20:.1f} MiB in {spec.precision}")
+    table.add_row("input", f"{spec.preprocessing.input_px} px")
+    table.add_row("tile", f"{spec.tile_um} µm" if spec.tile_um else "scale not recorded")
+    table.add_row("sentinels", f"reproduced in fp32 within {difference:.1e}")
+    table.add_row("classes", ", ".join(spec.class_names))
+    for group, members in spec.groups.items():
+        primary = " (primary)" if group == spec.primary_group else ""
+        table.add_row(f"group {group}{primary}", ", ".join(members))
+    for key, value in spec.provenance.items():
+        table.add_row(f"provenance {key}", _flat(value))
+    STDOUT.print(table)
+
+
+def _flat(value: object) -> str:
+    """A nested provenance entry as readable text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(entry)}" for key, entry in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,37 @@
+"""``cvm-batch submit``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cvm_batch.cli.console import print_json
+from cvm_batch.cli.screening import print_summary, screen, screening_options
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="A bundle's folder, or the name of a known one.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The results folder; made where there is none.",
+)
+@screening_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def submit(slides: tuple[Path, ...], model: str, out: Path, as_json: bool, **options: Any) -> int:
+    """Classify every cell of SLIDES that is not classified yet.
+
+    SLIDES are slide archives or folders of them: folders and .zip files of cell images,
+    zarr archives. Slides that are complete in --out under the same model are skipped, so
+    that the same command goes on where an earlier run ended.
+    """
+    summary = screen(inputs=slides, model=model, out=out, **options)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        print_summary(summary, out)
+    return summary.exit_code

@@ -1,0 +1,123 @@
+"""The results folder as a place to commit to: every file appears whole or not at all.
+
+A file is written in ``.tmp``, which no reader scans, flushed to disk, and then linked
+to its final name, which fails where that name exists: so a commit cannot be overwritten,
+and a driver killed at any moment leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from cvm_batch.errors import CommitError, ResultsError, ResultsInUseError
+
+_TEMPORARY = ".tmp"
+_LOCK = ".lock"
+
+
+class ResultsFolder:
+    """One results folder. Paths given and returned are relative to it, POSIX style."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the folder and prove that it takes files. Raises ResultsError."""
+        try:
+            (self.root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+            probe = self._write_beside(b"probe")
+            probe.unlink()
+        except OSError as error:
+            raise ResultsError(
+                f"The results folder {self.root} cannot be written: {error.strerror}. "
+                "Choose another folder with --out, or mend its permissions or its disk."
+            ) from error
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the folder for one run; the lock falls with the process.
+
+        Raises ResultsInUseError where another run holds it.
+        """
+        with (self.root / _LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResultsInUseError(
+                    f"Another run is writing to {self.root}. Wait for its end, or choose "
+                    "another folder with --out."
+                ) from error
+            self._clear_temporary()
+            yield
+
+    def publish(self, path: PurePosixPath | str, data: bytes | memoryview) -> None:
+        """Write the new file ``path``. Raises CommitError, also where it exists."""
+        final = self.root / path
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._write_beside(data)
+            try:
+                os.link(beside, final)
+            finally:
+                beside.unlink()
+            _flush_folder(final.parent)
+        except OSError as error:
+            raise _commit_error(final, error) from error
+
+    def replace(self, path: PurePosixPath | str, data: bytes | memoryview) -> None:
+        """Write the file ``path``, in place of an older one if there is. Raises CommitError."""
+        final = self.root / path
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._write_beside(data).replace(final)
+            _flush_folder(final.parent)
+        except OSError as error:
+            raise _commit_error(final, error) from error
+
+    def remove_except(self, folder: PurePosixPath | str, keep: set[str]) -> int:
+        """Remove the files directly in ``folder`` that are not in ``keep``; return how many."""
+        removed = 0
+        for path in sorted((self.root / folder).glob("*")):
+            if path.relative_to(self.root).as_posix() not in keep:
+                path.unlink()
+                removed += 1
+        return removed
+
+    def _write_beside(self, data: bytes | memoryview) -> Path:
+        beside = self.root / _TEMPORARY / uuid.uuid4().hex
+        try:
+            with beside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        return beside
+
+    def _clear_temporary(self) -> None:
+        """Remove what a killed run left unfinished; only under the lock."""
+        for path in (self.root / _TEMPORARY).iterdir():
+            path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename or link in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _commit_error(path: Path, error: OSError) -> CommitError:
+    return CommitError(
+        f"{path} could not be committed: {error.strerror or error}. Nothing half-written is "
+        "visible; mend the cause and submit again, finished slides are not repeated."
+    )

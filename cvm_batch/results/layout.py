@@ -1,0 +1,45 @@
+"""Names of the files in the results folder, and of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class RunName:
+    """A run's identifier and the date partition that its files lie in (UTC)."""
+
+    run_id: str
+    run_date: str
+
+    @classmethod
+    def new(cls, now: datetime) -> RunName:
+        """``20260131T220000Z-1a2b3c4d``: sorts by time, and two at once still differ."""
+        utc = now.astimezone(UTC)
+        return cls(f"{utc:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", f"{utc:%Y-%m-%d}")
+
+    @property
+    def manifest(self) -> PurePosixPath:
+        return PurePosixPath("runs", f"{self.run_id}.json")
+
+    @property
+    def cells_folder(self) -> PurePosixPath:
+        return PurePosixPath("cells", f"run_date={self.run_date}", self.run_id)
+
+    @property
+    def tops_folder(self) -> PurePosixPath:
+        return PurePosixPath("tops", f"run_date={self.run_date}", self.run_id)
+
+    def slides_batch(self, number: int) -> PurePosixPath:
+        name = f"{self.run_id}-{number:05d}.parquet"
+        return PurePosixPath("slides", f"run_date={self.run_date}", name)
+
+
+def part_name(slide_id: str, start: int, attempt: int) -> str:
+    """File name of one attempt at one part; a slide_id may hold what no file name can."""
+    slide = hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{slide}-{start:09d}-{attempt}.parquet"

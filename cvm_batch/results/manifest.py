@@ -1,0 +1,60 @@
+"""The run manifest: what a run was asked, what it ran with, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+
+MANIFEST_VERSION = 1
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """Ended before all slides were done; the next submit goes on."""
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """``runs/<run_id>.json``. Written at the start of a run and replaced at its end."""
+
+    run_id: str
+    state: RunState
+    started_at: str
+    """ISO 8601, UTC."""
+    settings: Mapping[str, Any]
+    """As given on the command line."""
+    bundle: Mapping[str, Any]
+    precision: str
+    executor: str
+    versions: Mapping[str, str]
+    host: Mapping[str, Any]
+    slides: Mapping[str, int]
+    """Slides planned, settled by earlier runs, and ended by this one, by status."""
+    cells: Mapping[str, int]
+    """Cells expected in the planned slides, classified and unreadable."""
+    ignored: Sequence[Mapping[str, str]]
+    """Files and folders among the inputs that hold no slide, and why."""
+    replicas: Sequence[Mapping[str, Any]] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Planning, starting replicas, and classifying."""
+    tiles_per_second: float | None = None
+    """While classifying."""
+    finished_at: str | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    manifest_version: int = MANIFEST_VERSION
+
+
+def write_manifest(results: ResultsFolder, run: RunName, manifest: RunManifest) -> None:
+    """Write or replace the run's manifest. Raises CommitError."""
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str)
+    results.replace(run.manifest, f"{text}\n".encode("utf-8", "backslashreplace"))

@@ -1,0 +1,118 @@
+"""The slides table: one row per slide of a run, committed in immutable batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from cvm_batch.errors import PASSING_REASONS, ResultsError
+from cvm_batch.results.cells import parquet_bytes
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.results.schemas import SCHEMA_VERSION, SLIDES, Adequacy, Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideRow:
+    """One row of the slides table; docs/results.md explains the columns."""
+
+    run_id: str
+    slide_id: str
+    uri: str
+    slide_identity: str | None
+    result_key: str | None
+    bundle: str
+    bundle_digest: str
+    status: Status
+    reason: str | None
+    detail: str | None
+    cells_expected: int | None
+    expected_from: str | None
+    cells_classified: int | None
+    cells_unreadable: int | None
+    integrity: str | None
+    class_counts: Mapping[str, int] | None
+    group_counts: Mapping[str, int | None] | None
+    primary_group: str | None
+    abnormal_count: int | None
+    abnormal_fraction: float | None
+    counts_at_least: Mapping[str, int] | None
+    group_counts_at_least: Mapping[str, int | None] | None
+    slide_score: float | None
+    adequacy: Adequacy = Adequacy.NOT_ASSESSED
+    confidence_mean: float | None
+    brightness_mean: float | None
+    brightness_std: float | None
+    focus_mean: float | None
+    cells_files: Sequence[str]
+    tops_files: Sequence[str]
+    attempts: int
+    seconds: float
+    started_at: datetime
+    finished_at: datetime
+    precision: str
+    backend: str | None
+    versions: Mapping[str, str]
+    schema_version: int = SCHEMA_VERSION
+
+
+def commit_slides(
+    results: ResultsFolder, run: RunName, number: int, rows: Sequence[SlideRow]
+) -> None:
+    """Commit batch ``number`` of the run's rows. Raises CommitError."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SLIDES)
+    results.publish(run.slides_batch(number), parquet_bytes(table))
+
+
+def newest_rows(results: ResultsFolder) -> pa.Table:
+    """Each slide's newest row, by slide_id. Raises ResultsError where a file is damaged."""
+    newest = {row["slide_id"]: row for row in _read(results).sort_by("finished_at").to_pylist()}
+    return pa.Table.from_pylist([newest[slide] for slide in sorted(newest)], schema=SLIDES)
+
+
+class History:
+    """What earlier runs found, by (slide_id, result_key)."""
+
+    def __init__(self, statuses: Mapping[tuple[str, str], Status]) -> None:
+        self._settled = statuses
+
+    @classmethod
+    def read(cls, results: ResultsFolder) -> History:
+        """Read all rows of the slides table. Raises ResultsError where one is damaged."""
+        table = _read(results, ["slide_id", "result_key", "status", "reason", "finished_at"])
+        settled: dict[tuple[str, str], Status] = {}
+        for row in table.sort_by("finished_at").to_pylist():
+            key = (row["slide_id"], row["result_key"])
+            if settled.get(key) is Status.COMPLETE or row["result_key"] is None:
+                continue
+            if row["reason"] in PASSING_REASONS:
+                settled.pop(key, None)
+            else:
+                settled[key] = Status(row["status"])
+        return cls(settled)
+
+    def settled(self, slide_id: str, result_key: str) -> Status | None:
+        """The status that stands, or None where the slide is to be classified.
+
+        Complete slides stand, and so do those that failed for a lasting reason: the same
+        bytes would fail again. What failed for a passing reason is tried again.
+        """
+        return self._settled.get((slide_id, result_key))
+
+
+def _read(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
+    folder = results.root / "slides"
+    if not folder.is_dir():
+        return SLIDES.empty_table().select(columns or SLIDES.names)
+    try:
+        dataset = ds.dataset(folder, schema=SLIDES, format="parquet")
+        return dataset.to_table(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ResultsError(
+            f"The slides table in {folder} cannot be read: {error}. Move the damaged file "
+            "away and submit again: the slides that it named are classified anew."
+        ) from error

@@ -1,0 +1,1 @@
+"""One run: settings -> plan -> leases -> executor -> replicas -> ledger -> results."""

@@ -1,0 +1,57 @@
+"""Collects the rows of slides that have ended, and commits them in batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.results.schemas import Status
+from cvm_batch.results.slides import SlideRow, commit_slides
+
+#: A crash repeats at most this much finished work: rows, and seconds.
+_MAX_ROWS = 500
+_MAX_AGE_SECONDS = 2.0
+
+
+class Commits:
+    """The rows of one run. ``flush`` makes what was added visible, whole batches at a time."""
+
+    def __init__(self, results: ResultsFolder, run: RunName) -> None:
+        self._results = results
+        self._run = run
+        self._waiting: list[SlideRow] = []
+        self._oldest = 0.0
+        self._batches = 0
+        self._named: set[str] = set()
+        self.by_status: Counter[Status] = Counter()
+        self.not_complete: list[SlideRow] = []
+        self.classified = 0
+        self.unreadable = 0
+
+    def add(self, row: SlideRow, now: float) -> None:
+        self._oldest = self._oldest if self._waiting else now
+        self._waiting.append(row)
+        self._named.update(row.cells_files, row.tops_files)
+        self.by_status[row.status] += 1
+        self.classified += row.cells_classified or 0
+        self.unreadable += row.cells_unreadable or 0
+        if row.status is not Status.COMPLETE:
+            self.not_complete.append(row)
+
+    def flush_if_due(self, now: float) -> None:
+        full = len(self._waiting) >= _MAX_ROWS
+        if full or (self._waiting and now - self._oldest >= _MAX_AGE_SECONDS):
+            self.flush()
+
+    def flush(self) -> None:
+        """Raises CommitError."""
+        if self._waiting:
+            commit_slides(self._results, self._run, self._batches, self._waiting)
+            self._batches += 1
+            self._waiting.clear()
+
+    def remove_superseded(self) -> None:
+        """Remove the run's cells and tops files that no committed row names."""
+        for folder in (self._run.cells_folder, self._run.tops_folder):
+            self._results.remove_except(folder, self._named)

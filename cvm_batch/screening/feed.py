@@ -1,0 +1,222 @@
+"""Reads tiles ahead of the device and cuts them into full batches.
+
+Decoding threads read blocks of the lease's parts in order, at most ``ahead`` blocks
+before the consumer, so that memory stays bounded whatever the slide's size. Batches run
+across blocks, parts and slides: many small slides fill them as well as one large one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from cvm_batch.archives.archive import SlideArchive, TileBlock
+from cvm_batch.errors import BadFormatError, InputChangedError, SlideError
+from cvm_batch.screening.quality import measure
+from cvm_batch.screening.tally import PartTally, ReadableTiles
+from cvm_batch.screening.work import Part
+from cvm_batch.tiles import Tiles
+
+#: Tiles read at once where the format stores them one by one.
+_BLOCK_TILES = 64
+
+
+@dataclass(frozen=True)
+class _ReadBlock:
+    """What a decoding thread made of one block: tiles, or the error that ends the part."""
+
+    tally: PartTally
+    block: TileBlock | None = None
+    tiles: ReadableTiles | None = None
+    integrity: str | None = None
+    error: SlideError | None = None
+
+
+class ReadAhead:
+    """Reads the parts' blocks in order, ahead of who iterates. Reading starts at once."""
+
+    def __init__(
+        self,
+        tallies: Sequence[PartTally],
+        open_archive: Callable[[str], SlideArchive],
+        pool: ThreadPoolExecutor,
+        ahead: int,
+    ) -> None:
+        self._readers = [_PartReader(tally, open_archive) for tally in tallies]
+        self._blocks = (
+            (reader, start, stop)
+            for reader in self._readers
+            for start, stop in _blocks(reader.tally.part)
+        )
+        self._pool = pool
+        self._pending: deque[Future[_ReadBlock]] = deque()
+        for _ in range(ahead):
+            self._submit()
+
+    def __iter__(self) -> Iterator[tuple[PartTally, ReadableTiles]]:
+        """Yield each part's readable tiles; all else is noted in its tally."""
+        while self._pending:
+            read = self._pending.popleft().result()
+            self._submit()
+            if read.error is not None:
+                read.tally.fail(read.error)
+            elif read.block is not None and read.tiles is not None:
+                read.tally.integrity = read.integrity
+                read.tally.note_unreadable(read.block)
+                if len(read.tiles):
+                    yield read.tally, read.tiles
+
+    def close(self) -> None:
+        """Stop reading and release every archive."""
+        for future in self._pending:
+            future.cancel()
+        for reader in self._readers:
+            reader.close()
+
+    def _submit(self) -> None:
+        block = next(self._blocks, None)
+        if block is not None:
+            reader, start, stop = block
+            self._pending.append(self._pool.submit(reader.read, start, stop))
+
+
+class _PartReader:
+    """Opens one part's archive, reads its blocks from any thread, and closes it."""
+
+    def __init__(self, tally: PartTally, open_archive: Callable[[str], SlideArchive]) -> None:
+        self.tally = tally
+        self._open_archive = open_archive
+        self._unread = len(tally.part)
+        self._archive: SlideArchive | None = None
+        self._integrity: str | None = None
+        self._given_up = False
+        self._lock = threading.Lock()
+
+    def read(self, start: int, stop: int) -> _ReadBlock:
+        try:
+            archive = self._opened()
+            if archive is None:
+                return _ReadBlock(self.tally)
+            block = archive.read(start, stop)
+            tiles = _readable(block)
+            self._after_block(archive, stop - start)
+        except Exception as error:
+            if self._given_up:  # closed under this thread by another block's error
+                return _ReadBlock(self.tally)
+            self.close()
+            return _ReadBlock(self.tally, error=_slide_error(error, self.tally.part))
+        return _ReadBlock(self.tally, block, tiles, self._integrity)
+
+    def close(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._archive is not None:
+                self._archive.close()
+
+    def _opened(self) -> SlideArchive | None:
+        """The archive, or None where an earlier block has ended the part."""
+        with self._lock:
+            if self._given_up:
+                return None
+            if self._archive is None:
+                self._archive = self._open_archive(self.tally.part.slide.uri)
+                self._check_identity(self._archive)
+            return self._archive
+
+    def _after_block(self, archive: SlideArchive, tiles: int) -> None:
+        with self._lock:
+            self._unread -= tiles
+            last = not self._unread
+        if last:
+            # Bytes that changed while they were read belong to no one slide.
+            self._check_identity(archive)
+            self.close()
+
+    def _check_identity(self, archive: SlideArchive) -> None:
+        info = archive.describe()
+        self._integrity = str(info.integrity)
+        if info.identity != self.tally.part.slide.identity:
+            raise InputChangedError(
+                f"{self.tally.part.slide.uri} changed after the run was planned. "
+                "Submit again once it is written to its end."
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles for one call of the engine, and whose they are."""
+
+    tiles: Tiles
+    owners: tuple[tuple[PartTally, ReadableTiles], ...]
+
+
+def batches(blocks: Iterable[tuple[PartTally, ReadableTiles]], size: int) -> Iterator[Batch]:
+    """Join blocks into batches of exactly ``size`` tiles; only the last may be smaller."""
+    owners: list[tuple[PartTally, ReadableTiles]] = []
+    room = size
+    for tally, block in blocks:
+        taken = 0
+        while taken < len(block):
+            piece = block.slice(taken, min(taken + room, len(block)))
+            owners.append((tally, piece))
+            taken += len(piece)
+            room -= len(piece)
+            if not room:
+                yield Batch(_joined(owners), tuple(owners))
+                owners, room = [], size
+    if owners:
+        yield Batch(_joined(owners), tuple(owners))
+
+
+def _joined(owners: Sequence[tuple[PartTally, ReadableTiles]]) -> Tiles:
+    pieces = [piece.tiles for _, piece in owners]
+    if len(pieces) == 1:
+        return pieces[0]
+    arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
+    if len(arrays) == len(pieces) and len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    return [tile for piece in pieces for tile in piece]
+
+
+def _blocks(part: Part) -> Iterator[tuple[int, int]]:
+    """Ranges that cover the part, cut where the archive's chunks end."""
+    step = part.slide.chunk_tiles if part.slide.chunk_tiles > 1 else _BLOCK_TILES
+    start = part.start
+    while start < part.stop:
+        stop = min((start // step + 1) * step, part.stop)
+        yield start, stop
+        start = stop
+
+
+def _slide_error(error: Exception, part: Part) -> SlideError:
+    """Whatever a decoder throws costs its slide, never the run."""
+    if isinstance(error, SlideError):
+        return error
+    return BadFormatError(
+        f"Reading {part.slide.uri} failed at tiles {part.start} to {part.stop}: {error!r}. "
+        "Check the archive; if other programs read it well, report this."
+    )
+
+
+def _readable(block: TileBlock) -> ReadableTiles:
+    rows = np.flatnonzero(block.readable)
+    if len(rows) == len(block):
+        tiles = block.tiles
+    elif isinstance(block.tiles, np.ndarray):
+        tiles = block.tiles[rows]
+    else:
+        tiles = [block.tiles[int(row)] for row in rows]
+    return ReadableTiles(
+        tiles=tiles,
+        index=block.index[rows],
+        xy=np.full((len(rows), 2), np.nan) if block.xy is None else block.xy[rows],
+        cell_id=[None] * len(rows)
+        if block.cell_id is None
+        else [block.cell_id[row] for row in rows],
+        quality=measure(tiles),
+    )

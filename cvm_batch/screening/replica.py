@@ -1,0 +1,150 @@
+"""A replica: one model on one device, which opens archives itself and streams them."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import cvm_batch
+from cvm_batch.archives.archive import SlideArchive
+from cvm_batch.archives.formats import open_archive
+from cvm_batch.cpus import usable_cpus
+from cvm_batch.errors import BundleDigestError
+from cvm_batch.model.bundle import load_bundle
+from cvm_batch.model.engine import InferenceEngine, TorchEngine, verify_sentinels
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.cells import PartFiles
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.screening.feed import Batch, ReadAhead, batches
+from cvm_batch.screening.tally import PartTally
+from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
+
+#: Batches handed to the device ahead of the one being counted: one runs, one waits.
+_BATCHES_AHEAD = 2
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch", "zarr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec:
+    """All that a replica needs to start. Paths, not weights: it reads them itself."""
+
+    bundle: Path
+    bundle_digest: str
+    precision: Precision
+    batch_size: int | None
+    """None: the engine's own choice."""
+    results: Path
+    run: RunName
+    threads: int = field(default_factory=usable_cpus)
+    """CPU threads for the model and, as many again, for decoding; the executor's to set."""
+
+
+class Replica:
+    """Classifies leases. ``classify`` may be called from two threads at once: while one
+    lease is on the device, the next one's tiles are being read."""
+
+    def __init__(self, spec: ReplicaSpec, *, device: torch.device | None = None) -> None:
+        """Raises BundleError, also where the device fails the bundle's sentinels."""
+        bundle = load_bundle(spec.bundle)
+        if bundle.digest != spec.bundle_digest:
+            raise BundleDigestError(
+                f"The bundle at {spec.bundle} is not the one this run was planned with. "
+                "Do not exchange bundles in place: write a new folder, and submit again."
+            )
+        self._spec = spec
+        self._bundle = bundle
+        # One thread for all calls of the engine: PyTorch keeps a thread pool per caller.
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        self._turn = threading.Lock()
+        self._engine: InferenceEngine = self._device.submit(self._start_engine, device).result()
+        self._difference = self._device.submit(
+            verify_sentinels, self._engine, bundle.sentinels()
+        ).result()
+        self._files = PartFiles(ResultsFolder(spec.results), spec.run, bundle.spec.class_names)
+        primary = bundle.spec.groups.get(bundle.spec.primary_group or "", ())
+        self._primary = [bundle.spec.class_names.index(name) for name in primary]
+
+    def info(self) -> ReplicaInfo:
+        return ReplicaInfo(
+            device=_device_name(),
+            precision=str(self._engine.precision),
+            backend=self._engine.backend,
+            batch_size=self._engine.batch_size,
+            sentinel_difference=self._difference,
+            versions=versions(),
+        )
+
+    def classify(self, lease: Lease) -> list[PartOutcome]:
+        """One outcome per part, in the lease's order.
+
+        What is wrong with a slide is in its outcome. Raises CommitError where results
+        cannot be written, and whatever the device raises.
+        """
+        classes = len(self._bundle.spec.class_names)
+        tallies = [PartTally(part, classes, self._primary) for part in lease.parts]
+        ahead = 2 * self._spec.threads + 2
+        blocks = ReadAhead(tallies, _open_uri, self._decoders, ahead)
+        running: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
+        try:
+            with self._turn:
+                for batch in batches(blocks, self._engine.batch_size):
+                    result = self._device.submit(self._engine.probabilities, batch.tiles)
+                    running.append((batch, result))
+                    if len(running) > _BATCHES_AHEAD:
+                        _count(*running.popleft())
+            # The next lease's first batch may follow the last one without a gap.
+            while running:
+                _count(*running.popleft())
+        finally:
+            blocks.close()
+        return [tally.finish(self._files) for tally in tallies]
+
+    def close(self) -> None:
+        self._decoders.shutdown(cancel_futures=True)
+        self._device.shutdown(cancel_futures=True)
+
+    def _start_engine(self, device: torch.device | None) -> InferenceEngine:
+        return TorchEngine(
+            self._bundle,
+            device=device,
+            precision=self._spec.precision,
+            batch_size=self._spec.batch_size,
+            threads=self._spec.threads,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a result: this package, Python, the libraries."""
+    found = {"cvm_batch": cvm_batch.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # LocalExecutor runs without Ray
+            found[name] = version(name)
+    return found
+
+
+def _count(batch: Batch, result: Future[NDArray[np.float32]]) -> None:
+    probabilities = result.result()
+    start = 0
+    for tally, tiles in batch.owners:
+        tally.add(tiles, probabilities[start : start + len(tiles)])
+        start += len(tiles)
+
+
+def _open_uri(uri: str) -> SlideArchive:
+    return open_archive(Path(uri))
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

@@ -1,0 +1,166 @@
+"""Adds up one part: counts, quality, per-cell rows and the most suspicious cells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvm_batch.archives.archive import TileBlock, TileFault
+from cvm_batch.errors import NonFiniteOutputError, Reason, SlideError
+from cvm_batch.results.cells import CellColumns, PartFiles
+from cvm_batch.screening.quality import Quality
+from cvm_batch.screening.work import TOP_CELLS, Failure, Part, PartOutcome, QualitySums
+from cvm_batch.tiles import Tiles
+
+_FAULTS_IN_DETAIL = 3
+
+
+@dataclass(frozen=True)
+class ReadableTiles:
+    """The readable tiles of a block, with their quality figures; n tiles."""
+
+    tiles: Tiles
+    index: NDArray[np.int64]
+    xy: NDArray[np.float64]
+    """[n, 2], NaN where unknown."""
+    cell_id: Sequence[str | None]
+    quality: Quality
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def slice(self, start: int, stop: int) -> ReadableTiles:
+        rows = slice(start, stop)
+        return ReadableTiles(
+            self.tiles[rows],
+            self.index[rows],
+            self.xy[rows],
+            self.cell_id[rows],
+            self.quality.take(rows),
+        )
+
+
+class PartTally:
+    """One part in the making. Not safe for several threads at once."""
+
+    def __init__(self, part: Part, classes: int, primary: Sequence[int]) -> None:
+        """``primary``: the output columns that make up the primary group, or none."""
+        self.part = part
+        self.failure: Failure | None = None
+        self.integrity: str | None = None
+        self._primary = list(primary)
+        self._counts = np.zeros(classes, np.int64)
+        self._rows: list[CellColumns] = []
+        self._unreadable = 0
+        self._faults: list[TileFault] = []
+        self._quality = QualitySums()
+        self._tops: list[tuple[CellColumns, NDArray[np.uint8]]] = []
+        self._started = time.monotonic()
+
+    def fail(self, error: SlideError) -> None:
+        """Give the part up; the first cause counts."""
+        self.failure = self.failure or Failure.of(error)
+        self._rows.clear()
+        self._tops.clear()
+
+    def note_unreadable(self, block: TileBlock) -> None:
+        self._unreadable += int(len(block) - block.readable.sum())
+        self._faults.extend(block.faults.values())
+
+    def add(self, tiles: ReadableTiles, probabilities: NDArray[np.float32]) -> None:
+        """Count tiles whose class probabilities [n, classes] are known."""
+        if self.failure is not None:
+            return
+        finite = np.isfinite(probabilities).all(axis=1)
+        if not finite.all():
+            self.fail(self._non_finite(int(tiles.index[~finite][0])))
+            return
+        best = probabilities.argmax(axis=1)
+        self._counts += np.bincount(best, minlength=len(self._counts))
+        confidence = probabilities[np.arange(len(best)), best]
+        self._quality += QualitySums(
+            float(confidence.sum(dtype=np.float64)),
+            float(tiles.quality.brightness.sum(dtype=np.float64)),
+            float(np.square(tiles.quality.brightness, dtype=np.float64).sum()),
+            float(tiles.quality.focus.sum(dtype=np.float64)),
+        )
+        rows = CellColumns(
+            index=tiles.index,
+            cell_id=tiles.cell_id,
+            xy=tiles.xy,
+            probabilities=probabilities,
+            p_primary=probabilities[:, self._primary].sum(axis=1) if self._primary else None,
+        )
+        self._rows.append(rows)
+        self._keep_tops(rows, tiles.tiles)
+
+    def finish(self, files: PartFiles) -> PartOutcome:
+        """Write the part's files and say what was found. Raises CommitError."""
+        seconds = time.monotonic() - self._started
+        if self.failure is not None:
+            return PartOutcome(part=self.part, failure=self.failure, seconds=seconds)
+        classified = int(self._counts.sum())
+        if classified + self._unreadable != len(self.part):
+            raise AssertionError(
+                f"{self.part}: {classified} classified and {self._unreadable} unreadable tiles"
+            )
+        name = (self.part.slide.slide_id, self.part.start, self.part.attempt)
+        cells_file = tops_file = None
+        if self._rows:
+            cells_file = files.write_cells(*name, CellColumns.concatenate(self._rows))
+        if self._tops:
+            rows, tiles = zip(*self._tops, strict=True)
+            tops_file = files.write_tops(*name, CellColumns.concatenate(rows), tiles)
+        return PartOutcome(
+            part=self.part,
+            failure=self._lacking(),
+            class_counts=tuple(int(count) for count in self._counts),
+            classified=classified,
+            unreadable=self._unreadable,
+            top_scores=tuple(_score(row) for row, _ in self._tops),
+            quality=self._quality,
+            integrity=self.integrity,
+            cells_file=cells_file,
+            tops_file=tops_file,
+            seconds=seconds,
+        )
+
+    def _keep_tops(self, rows: CellColumns, tiles: Tiles) -> None:
+        if rows.p_primary is None:
+            return
+        candidates = np.argsort(-rows.p_primary, kind="stable")[:TOP_CELLS]
+        if len(self._tops) == TOP_CELLS:
+            worst = _score(self._tops[-1][0])
+            candidates = candidates[rows.p_primary[candidates] > worst]
+        # Copies: a view would keep the whole decoded block alive.
+        self._tops += [(rows.take(np.array([i])), tiles[i].copy()) for i in candidates]
+        # Equal scores go by index, so that the choice does not depend on how parts fell.
+        self._tops.sort(key=lambda top: (-_score(top[0]), int(top[0].index[0])))
+        del self._tops[TOP_CELLS:]
+
+    def _lacking(self) -> Failure | None:
+        if not self._unreadable:
+            return None
+        missing = any(fault.reason is Reason.MISSING_TILES for fault in self._faults)
+        shown = "; ".join(fault.detail for fault in self._faults[:_FAULTS_IN_DETAIL])
+        more = len(self._faults) - _FAULTS_IN_DETAIL
+        return Failure(
+            Reason.MISSING_TILES if missing else Reason.UNREADABLE_TILES,
+            f"{self._unreadable} of {len(self.part)} tiles could not be read: {shown}"
+            + (f"; and {more} more" if more > 0 else ""),
+        )
+
+    def _non_finite(self, index: int) -> NonFiniteOutputError:
+        return NonFiniteOutputError(
+            f"The model returned NaN or infinity for tile {index} of {self.part.slide.uri}. "
+            "Submit again with --precision fp32; if it stays, report the tile."
+        )
+
+
+def _score(row: CellColumns) -> float:
+    assert row.p_primary is not None
+    return float(row.p_primary[0])

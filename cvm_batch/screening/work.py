@@ -1,0 +1,131 @@
+"""What travels between the driver and the replicas. Plain data that pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cvm_batch.errors import PASSING_REASONS, Reason, SlideError
+from cvm_batch.results.schemas import Status
+
+#: A slide's score is the mean primary-group probability of this many cells.
+TOP_CELLS = 20
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """Which slide a part belongs to, and where a replica finds it."""
+
+    number: int
+    """The slide's place in the plan."""
+    slide_id: str
+    uri: str
+    identity: str
+    """As planned; a replica that sees another one refuses the slide."""
+    chunk_tiles: int = 1
+    """Tiles that the archive stores, and decodes, together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attempt at the tiles [start, stop) of one slide."""
+
+    slide: SlideSource
+    start: int
+    stop: int
+    attempt: int = 0
+    """Counts from 0; an answer to any but the newest attempt is ignored."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Parts of one or many slides, handed to a replica at once."""
+
+    number: int
+    parts: tuple[Part, ...]
+
+    @property
+    def tiles(self) -> int:
+        return sum(map(len, self.parts))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a slide, or a part of it, has no result or not a whole one."""
+
+    reason: Reason
+    detail: str
+
+    @property
+    def passing(self) -> bool:
+        return self.reason in PASSING_REASONS
+
+    @property
+    def status(self) -> Status:
+        """Unreadable tiles leave the others' counts standing; all else fails the slide."""
+        lacking = {Reason.MISSING_TILES, Reason.UNREADABLE_TILES}
+        return Status.INCOMPLETE if self.reason in lacking else Status.FAILED
+
+    @classmethod
+    def of(cls, error: SlideError) -> Failure:
+        return cls(error.reason, str(error))
+
+
+@dataclass(frozen=True)
+class QualitySums:
+    """Sums over classified tiles, so that parts add up."""
+
+    confidence: float = 0.0
+    brightness: float = 0.0
+    brightness_squared: float = 0.0
+    focus: float = 0.0
+
+    def __add__(self, other: QualitySums) -> QualitySums:
+        return QualitySums(
+            self.confidence + other.confidence,
+            self.brightness + other.brightness,
+            self.brightness_squared + other.brightness_squared,
+            self.focus + other.focus,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOutcome:
+    """What a replica found in one part."""
+
+    part: Part
+    failure: Failure | None = None
+    """Set where the part could not be classified, or not all of it."""
+    class_counts: tuple[int, ...] = ()
+    """Cells per class in the bundle's order; they sum to ``classified``."""
+    classified: int = 0
+    unreadable: int = 0
+    top_scores: tuple[float, ...] = ()
+    """Primary-group probabilities of the most suspicious cells, at most TOP_CELLS."""
+    quality: QualitySums = field(default_factory=QualitySums)
+    integrity: str | None = None
+    cells_file: str | None = None
+    tops_file: str | None = None
+    seconds: float = 0.0
+    """From the first byte read to the last result."""
+
+    @property
+    def counted(self) -> bool:
+        """True where every tile of the part is accounted for."""
+        return self.failure is None or self.failure.status is Status.INCOMPLETE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaInfo:
+    """What a replica says of itself once it has passed the sentinels."""
+
+    device: str
+    precision: str
+    backend: str
+    batch_size: int
+    sentinel_difference: float
+    """Largest probability difference from the recorded outputs."""
+    versions: Mapping[str, str]

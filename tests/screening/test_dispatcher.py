@@ -1,0 +1,243 @@
+"""The dispatcher and the ledger, driven by hand and by random nights."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvm_batch.errors import Reason
+from cvm_batch.results.schemas import Status
+from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
+from cvm_batch.screening.work import Failure, Lease, Part, PartOutcome, SlideSource
+
+POLICY = LeasePolicy(batch_size=8, backoff_seconds=1.0)
+
+
+def sources(count: int, chunk_tiles: int = 1) -> list[SlideSource]:
+    return [SlideSource(n, f"slide-{n}", f"/slides/{n}", "id", chunk_tiles) for n in range(count)]
+
+
+def dispatcher(*tiles: int, policy: LeasePolicy = POLICY, chunk_tiles: int = 1) -> Dispatcher:
+    made = Dispatcher(sources(len(tiles), chunk_tiles), tiles, policy)
+    made.add_replica(0)
+    return made
+
+
+def counted(part: Part) -> PartOutcome:
+    return PartOutcome(part=part, class_counts=(len(part),), classified=len(part))
+
+
+def failed(part: Part, reason: Reason) -> PartOutcome:
+    return PartOutcome(part=part, failure=Failure(reason, "because"))
+
+
+def outcomes(lease: Lease) -> list[PartOutcome]:
+    return [counted(part) for part in lease.parts]
+
+
+def lease_for(made: Dispatcher, replica: int = 0, now: float = 0.0) -> Lease:
+    lease = made.next_lease(replica, now)
+    assert lease is not None
+    return lease
+
+
+def test_small_slides_share_a_lease_of_whole_batches() -> None:
+    made = dispatcher(*[5] * 40)
+    lease = lease_for(made)
+    assert lease.tiles == 4 * POLICY.batch_size
+    assert len({part.slide.number for part in lease.parts}) == 7
+    assert lease.parts[-1] == Part(sources(40)[6], 0, 2), "the last slide is cut to fit"
+
+
+def test_a_giant_slide_is_shared_out() -> None:
+    made = dispatcher(1000)
+    made.add_replica(1)
+    first, second = lease_for(made, 0), lease_for(made, 1)
+    assert [part.slide.number for part in (*first.parts, *second.parts)] == [0, 0]
+    assert first.parts[0].stop == second.parts[0].start
+
+
+def test_parts_end_at_chunks_where_leases_are_large() -> None:
+    made = dispatcher(10_000, policy=replace(POLICY, batch_size=100), chunk_tiles=64)
+    assert lease_for(made).parts[0].stop == 400 // 64 * 64
+
+
+def test_two_leases_in_flight_and_no_more() -> None:
+    made = dispatcher(1000)
+    lease_for(made)
+    lease_for(made)
+    assert made.next_lease(0, 0.0) is None
+
+
+def test_lease_size_follows_the_measured_speed() -> None:
+    made = dispatcher(100_000)
+    lease = lease_for(made, now=10.0)
+    made.lease_done(lease.number, outcomes(lease), now=10.5)
+    speed = lease.tiles / 0.5
+    assert lease_for(made, now=10.5).tiles == round(speed * POLICY.lease_seconds / 8) * 8
+
+
+def test_a_slide_ends_once_when_all_its_parts_are_counted() -> None:
+    made = dispatcher(40)
+    first, second = lease_for(made), lease_for(made)
+    assert first.tiles + second.tiles < 40, "leases shrink towards the end"
+    assert made.lease_done(second.number, outcomes(second), 1.0) == []
+    last = lease_for(made)
+    assert made.lease_done(last.number, outcomes(last), 1.0) == []
+    assert made.lease_done(first.number, outcomes(first), 1.0) == [0]
+    assert made.done
+    assert sum(o.classified for o in made.ledger.accounts[0].counted) == 40
+
+
+def test_a_passing_error_is_tried_again_after_a_wait() -> None:
+    made = dispatcher(8)
+    lease = lease_for(made)
+    made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], now=10.0)
+    assert made.next_lease(0, 10.5) is None
+    again = lease_for(made, now=11.0)
+    assert again.parts == (replace(lease.parts[0], attempt=1),)
+    assert made.lease_done(again.number, outcomes(again), 12.0) == [0]
+    assert made.ledger.accounts[0].attempts == 2
+
+
+def test_a_passing_error_that_stays_fails_the_slide() -> None:
+    made = dispatcher(8)
+    ended: list[int] = []
+    now = 0.0
+    for _ in range(POLICY.max_attempts):
+        now += 100
+        lease = lease_for(made, now=now)
+        ended = made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], now)
+    assert ended == [0]
+    failure = made.ledger.accounts[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.READ_ERROR
+    assert failure.status is Status.FAILED
+
+
+def test_a_lasting_error_fails_the_slide_at_once_and_its_neighbours_go_on() -> None:
+    made = dispatcher(100, 8)
+    first, second = lease_for(made), lease_for(made)
+    ended = made.lease_done(first.number, [failed(first.parts[0], Reason.BAD_FORMAT)], 1.0)
+    assert ended == [0]
+    assert made.lease_done(second.number, outcomes(second), 1.0) == [], "its answer is ignored"
+    rest = lease_for(made)
+    assert [part.slide.number for part in rest.parts] == [1]
+    assert made.lease_done(rest.number, outcomes(rest), 2.0) == [1]
+    assert made.done
+
+
+def test_a_late_answer_of_a_lost_replica_is_ignored() -> None:
+    made = dispatcher(8)
+    late = lease_for(made)
+    made.replica_lost(0, "killed", 1.0)
+    made.add_replica(1)
+    again = lease_for(made, 1, 1.0)
+    assert made.lease_done(late.number, outcomes(late), 2.0) == []
+    assert made.lease_done(again.number, outcomes(again), 2.0) == [0]
+    assert made.ledger.accounts[0].accounted == 8
+
+
+def test_after_a_death_each_suspect_runs_alone() -> None:
+    made = dispatcher(*[4] * 8, *[40] * 4)
+    made.add_replica(1)
+    lost = lease_for(made, 0)
+    made.replica_lost(0, "killed", 1.0)
+    busy = lease_for(made, 1, 0.5)
+    assert made.next_lease(1, 1.0) is None, "it drains first"
+    made.lease_done(busy.number, outcomes(busy), 2.0)
+    for part in lost.parts:
+        alone = lease_for(made, 1, 2.0)
+        assert alone.parts == (replace(part, attempt=1),)
+        assert made.next_lease(1, 2.0) is None, "nothing runs beside a suspect"
+        made.lease_done(alone.number, outcomes(alone), 2.0)
+    assert lease_for(made, 1, 3.0).parts[0].attempt == 0
+
+
+def test_a_slide_that_kills_its_replica_each_time_fails_alone() -> None:
+    made = dispatcher(8, 8)
+    killer = 0
+    replica = 0
+    ended: list[int] = []
+    while not made.done:
+        lease = lease_for(made, replica, 1.0)
+        if any(part.slide.number == killer for part in lease.parts):
+            ended += made.replica_lost(replica, "signal 11", 1.0)
+            replica += 1
+            made.add_replica(replica)
+        else:
+            ended += made.lease_done(lease.number, outcomes(lease), 1.0)
+    assert sorted(ended) == [0, 1]
+    failure = made.ledger.accounts[killer].failure
+    assert failure is not None
+    assert failure.reason is Reason.REPLICA_LOST
+    assert "signal 11" in failure.detail
+    assert made.ledger.accounts[1].failure is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tiles=st.lists(st.integers(1, 200), min_size=1, max_size=30),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_slide_ends_once_whatever_happens(tiles: list[int], seed: int) -> None:
+    """A random night: deaths, passing and lasting errors, answers out of order and late."""
+    chance = random.Random(seed)
+    made = Dispatcher(sources(len(tiles), chance.choice([1, 16])), tiles, POLICY)
+    held: dict[int, list[Lease]] = {}
+    late: list[Lease] = []
+    ended: list[int] = []
+    now, replicas = 0.0, 0
+    for _ in range(20_000):
+        if made.done:
+            break
+        now += chance.random()
+        if len(held) < 3:
+            made.add_replica(replicas)
+            held[replicas] = []
+            replicas += 1
+        replica = chance.choice(list(held))
+        lease = made.next_lease(replica, now)
+        if lease is not None:
+            held[replica].append(lease)
+            assert len(held[replica]) <= POLICY.in_flight
+        if chance.random() < 0.05:
+            late += held.pop(replica)
+            ended += made.replica_lost(replica, "killed", now)
+        elif held[replica] and chance.random() < 0.5:
+            answered = held[replica].pop(0)
+            ended += made.lease_done(answered.number, random_outcomes(answered, chance), now)
+        if late and chance.random() < 0.3:
+            unasked = late.pop()
+            assert made.lease_done(unasked.number, outcomes(unasked), now) == []
+    assert made.done, "the night does not end"
+    assert sorted(ended) == list(range(len(tiles)))
+    assert made.ledger.tiles_accounted == sum(tiles)
+    for number, account in enumerate(made.ledger.accounts):
+        if account.failure is None:
+            covered = sorted((o.part.start, o.part.stop) for o in account.counted)
+            assert covered[0][0] == 0
+            assert covered[-1][1] == tiles[number]
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
+
+
+def random_outcomes(lease: Lease, chance: random.Random) -> list[PartOutcome]:
+    def outcome(part: Part) -> PartOutcome:
+        fate = chance.random()
+        if fate < 0.03:
+            return failed(part, Reason.BAD_FORMAT)
+        return failed(part, Reason.READ_ERROR) if fate < 0.1 else counted(part)
+
+    return [outcome(part) for part in lease.parts]
+
+
+def test_an_outcome_that_is_not_whole_cannot_be_counted() -> None:
+    made = dispatcher(8)
+    lease = lease_for(made)
+    with pytest.raises(AssertionError):
+        made.ledger.count(failed(lease.parts[0], Reason.READ_ERROR))
