@@ -7,14 +7,16 @@ while the slide's files stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cvm_batch.archives.files import FileStamp
 from cvm_batch.errors import Reason
 from cvm_batch.tiles import Tiles
 
@@ -46,6 +48,8 @@ class SlideInfo:
     expected_from: ExpectedFrom
     tile_px: tuple[int, int] | None
     """Height and width of every tile, or None where sizes vary."""
+    chunk_tiles: int = 1
+    """Tiles that are stored, and decoded, together."""
     mpp: float | None = None
     """Microns per level-0 pixel, where known."""
     integrity: Integrity = Integrity.UNVERIFIED
@@ -96,3 +100,28 @@ class SlideArchive(Protocol):
     def close(self) -> None:
         """Release the files. Calling it twice is harmless."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveFormat:
+    """One format: how its archives are recognised, opened, and told from their surroundings."""
+
+    name: str
+    takes: Callable[[Path], bool]
+    """Whether a path is of this format, by its name and a look at what a folder holds."""
+    open: Callable[[Path], SlideArchive]
+    """Raises SlideError."""
+    files: Callable[[Path], tuple[FileStamp, ...]]
+    """The files that a slide's identity covers, as they are now. Raises SlideError."""
+    companions: Callable[[Path], Sequence[Path]] = field(default=lambda _: ())
+    """Where files beside an archive would be that belong to it."""
+    holds: Callable[[str], bool] = field(default=lambda _: False)
+    """Whether a file directly in an archive's folder is a part of it, by its name."""
+    has_slides_below: bool = False
+    """Whether the folders inside an archive can be slides themselves."""
+
+
+def check_range(start: int, stop: int, tiles: int) -> None:
+    """Raise IndexError unless [start, stop) is a range of a slide of so many tiles."""
+    if not 0 <= start < stop <= tiles:
+        raise IndexError(f"tiles [{start}, {stop}) of a slide that has {tiles}")

@@ -56,8 +56,8 @@ def demo(out: Path, **options: Any) -> int:
 
 def _as_expected(row: Mapping[str, Any]) -> bool:
     if row["slide_id"].endswith(_DAMAGED):
-        return row["status"] == "failed" and row["reason"] == Reason.CHECKSUM_MISMATCH
-    return bool(row["status"] == "complete")
+        return (row["status"], row["reason"]) == ("failed", Reason.CHECKSUM_MISMATCH)
+    return (row["status"], row["reason"]) == ("complete", None)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

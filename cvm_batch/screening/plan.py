@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cvm_batch.archives.archive import SlideInfo
 from cvm_batch.archives.discovery import SlidePath, discover
-from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.errors import NoSlidesError, SlideError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
@@ -108,12 +108,16 @@ def _describe(path: SlidePath, bundle: Bundle, precision: Precision) -> PlannedS
         finally:
             archive.close()
     except SlideError as error:
-        return PlannedSlide(
-            slide_id=slide_id,
-            uri=uri,
-            info=None,
-            failure=Failure.of(error),
-            result_key=_failed_key(path, bundle, precision),
-        )
+        key = _key_of_unopened(path.path, bundle, precision)
+        failure = Failure.of(error)
+        return PlannedSlide(slide_id=slide_id, uri=uri, info=None, failure=failure, result_key=key)
     key = result_key(info.identity, bundle, precision)
     return PlannedSlide(slide_id=slide_id, uri=uri, info=info, result_key=key)
+
+
+def _key_of_unopened(path: Path, bundle: Bundle, precision: Precision) -> str | None:
+    """So that a broken archive is tried again when somebody has touched it, not before."""
+    try:
+        return result_key(identity_of(path), bundle, precision)
+    except SlideError:
+        return None

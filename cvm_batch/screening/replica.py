@@ -32,7 +32,7 @@ from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
 
 #: Batches handed to the device ahead of the one being counted: one runs, one waits.
 _BATCHES_AHEAD = 2
-_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "torch", "zarr")
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "zarr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,11 @@ class Replica:
 
 def versions() -> dict[str, str]:
     """Versions of all that decides a result: this package, Python, the libraries."""
-    found = {"cvm_batch": cvm_batch.__version__, "python": platform.python_version()}
+    found = {
+        "cvm_batch": cvm_batch.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # with its build, as 2.15.0+cu132
+    }
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):  # LocalExecutor runs without Ray
             found[name] = version(name)

@@ -91,7 +91,8 @@ class _Driver:
         )
         self._planned = time.time()
         self._serving_since: float | None = None
-        self._serving_until = self._planned
+        self._last_event = self._planned
+        self._ended = self._planned
         self._stopped = False
         self._commits = Commits(results, self._run)
         self._replicas: dict[int, ReplicaInfo] = {}
@@ -109,6 +110,7 @@ class _Driver:
                 self._classify(report, should_stop)
             self._commits.flush()
             self._commits.remove_superseded()
+            self._ended = time.time()
         except BaseException as error:
             with suppress(CommitError):
                 self._commits.flush()
@@ -144,7 +146,7 @@ class _Driver:
                 break
             self._commits.flush_if_due(now)
             report(self._progress())
-            if not self._replicas and now - self._serving_until > _START_TIMEOUT:
+            if not self._replicas and now - self._last_event > _START_TIMEOUT:
                 raise RunAbortedError(
                     f"No replica has come up within {_START_TIMEOUT:.0f} s. Check that the "
                     "cluster has free GPUs or CPUs, then submit again."
@@ -170,7 +172,7 @@ class _Driver:
                 served = self._replicas.pop(replica, None) is not None
                 lost = self._dispatcher.replica_lost if self._dispatcher and served else None
                 ended = lost(replica, detail, now) if lost else []
-        self._serving_until = now
+        self._last_event = now
         for number in ended:
             self._end_slide(number, now)
 
@@ -230,7 +232,7 @@ class _Driver:
         planned = len(self._plan.slides) + len(self._plan.failed)
         left = planned - self._commits.by_status.total()
         since = self._serving_since
-        seconds = self._serving_until - since if since else 0.0
+        seconds = self._ended - since if since else 0.0
         return RunSummary(
             run_id=self._run.run_id,
             state=RunState.STOPPED if left else RunState.FINISHED,

@@ -135,7 +135,7 @@ class PartTally:
         candidates = np.argsort(-rows.p_primary, kind="stable")[:TOP_CELLS]
         if len(self._tops) == TOP_CELLS:
             worst = _score(self._tops[-1][0])
-            candidates = candidates[rows.p_primary[candidates] > worst]
+            candidates = candidates[rows.p_primary[candidates] >= worst]
         # Copies: a view would keep the whole decoded block alive.
         self._tops += [(rows.take(np.array([i])), tiles[i].copy()) for i in candidates]
         # Equal scores go by index, so that the choice does not depend on how parts fell.

@@ -1,0 +1,156 @@
+"""From a trained network to a bundle that says where it comes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+
+import cvm_batch
+from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
+from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
+from cvm_batch.model.engine import default_device
+from cvm_batch.model.network import CvmCervix
+from cvm_batch.model.precision import Precision
+from cvm_batch.training.card import model_card
+from cvm_batch.training.data import LabelledCells, read_tile
+from cvm_batch.training.loop import Trained, load_images, predict
+from cvm_batch.training.metrics import Metrics, measure
+from cvm_batch.training.recipe import Recipe
+from cvm_batch.training.sources import source_of
+from cvm_batch.training.splits import Split
+
+SENTINELS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A bundle on disk, and what the weights in it do."""
+
+    bundle: Bundle
+    validation: Metrics
+    test: Metrics
+
+
+def publish(
+    path: Path, trained: Trained, recipe: Recipe, cells: LabelledCells, split: Split
+) -> Published:
+    """Measure the network, and write it as a bundle to the new folder ``path``.
+
+    The figures are those of the weights as stored, run in fp32. Raises BundleError,
+    DataSetError.
+    """
+    stored = _as_stored(trained.network, recipe.stored)
+    validation, test = (
+        _measure(stored, cells, positions, recipe) for positions in (split.validation, split.test)
+    )
+    groups = cervical_groups(cells.class_names)
+    spec = BundleSpec(
+        name=path.name,
+        architecture=recipe.architecture,
+        class_names=cells.class_names,
+        groups=groups,
+        primary_group=PRIMARY_GROUP if PRIMARY_GROUP in groups else None,
+        preprocessing=recipe.preprocessing,
+        precision=recipe.stored,
+        provenance={
+            "recipe": recipe.to_json(),
+            "data": _data_json(cells),
+            "split": _split_json(cells, split, recipe),
+            "training": {
+                "best_epoch": trained.best.number,
+                "device": trained.device,
+                "precision": trained.precision,
+            },
+            "versions": {
+                "cvm_batch": cvm_batch.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+            "metrics": {"validation": validation.to_json(), "test": test.to_json()},
+        },
+    )
+    bundle = write_bundle(
+        path,
+        spec,
+        trained.network,
+        choose_sentinels(cells, split.validation),
+        card=model_card(spec, test),
+    )
+    return Published(bundle=bundle, validation=validation, test=test)
+
+
+def choose_sentinels(
+    cells: LabelledCells, positions: NDArray[np.int64], count: int = SENTINELS
+) -> NDArray[np.uint8]:
+    """Tiles uint8 [count or fewer, h, w, 3] at their own size, the classes taking turns.
+
+    All are of the commonest size among the cells at ``positions``. Raises DataSetError.
+    """
+    tiles = [read_tile(cells.paths[position]) for position in positions]
+    shape = Counter(tile.shape for tile in tiles).most_common(1)[0][0]
+    queues: list[list[NDArray[np.uint8]]] = [[] for _ in cells.class_names]
+    for tile, label in zip(tiles, cells.labels[positions], strict=True):
+        if tile.shape == shape:
+            queues[label].append(tile)
+    turns = chain.from_iterable(zip_longest(*queues))
+    return np.stack(list(islice((tile for tile in turns if tile is not None), count)))
+
+
+def _as_stored(network: CvmCervix, precision: Precision) -> CvmCervix:
+    """The network in fp32, with the weights rounded as the bundle rounds them."""
+    rounded = deepcopy(network).to(precision.dtype).float()
+    return rounded.to(default_device()).eval()
+
+
+def _measure(
+    network: CvmCervix, cells: LabelledCells, positions: NDArray[np.int64], recipe: Recipe
+) -> Metrics:
+    images = load_images(cells, positions, recipe.preprocessing, default_device())
+    predicted = predict(network, images, recipe.preprocessing).cpu().numpy()
+    return measure(cells.labels[positions], predicted, cells.class_names)
+
+
+def _data_json(cells: LabelledCells) -> Mapping[str, Any]:
+    return {
+        "digest": cells.digest,
+        "source": source_of(cells.digest),
+        "cells": len(cells),
+        "groups": len(set(cells.groups)),
+        "grouped_by": cells.grouped_by,
+    }
+
+
+def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[str, Any]:
+    return {
+        "kind": "grouped",
+        "seed": split.seed,
+        "shares": list(recipe.shares),
+        "sides": {
+            side: {
+                "cells": len(positions),
+                "groups": len({cells.groups[position] for position in positions}),
+                "per_class": {
+                    name: _class_json(cells, positions[cells.labels[positions] == label])
+                    for label, name in enumerate(cells.class_names)
+                },
+            }
+            for side, positions in split.sides().items()
+        },
+    }
+
+
+def _class_json(cells: LabelledCells, positions: NDArray[np.int64]) -> Mapping[str, int]:
+    return {
+        "cells": len(positions),
+        "groups": len({cells.groups[position] for position in positions}),
+    }

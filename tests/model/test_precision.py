@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cvm_batch.errors import UsageError
+from cvm_batch.model import precision
+from cvm_batch.model.precision import Precision, choose_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_gpus_run_fp16() -> None:
+    assert choose_precision(GPU) is Precision.FP16
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_cpus_run_bf16_where_they_have_it(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+    assert choose_precision(CPU) == expected
+
+
+def test_this_cpu_answers() -> None:
+    assert isinstance(precision.cpu_has_bf16(), bool)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [(GPU, "fp32"), (GPU, "bf16"), (GPU, "fp16"), (CPU, "fp32"), (CPU, "bf16")],
+    ids=str,
+)
+def test_what_is_wanted_wins(device: torch.device, wanted: str) -> None:
+    assert choose_precision(device, Precision(wanted)) == wanted
+
+
+def test_fp16_on_a_cpu_is_wrong_use() -> None:
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        choose_precision(CPU, Precision.FP16)
+
+
+def test_dtype_and_tolerance_of_each() -> None:
+    assert {p: (p.dtype, p.tolerance) for p in Precision} == {
+        "fp32": (torch.float32, 1e-3),
+        "fp16": (torch.float16, 0.02),
+        "bf16": (torch.bfloat16, 0.05),
+    }

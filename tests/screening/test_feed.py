@@ -1,0 +1,175 @@
+"""Reading ahead and cutting batches: order, bounds, and errors that stay with their part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cvm_batch.archives.archive import SlideArchive, TileFault
+from cvm_batch.errors import ChecksumMismatchError, Reason
+from cvm_batch.screening.feed import Batch, ReadAhead, batches
+from cvm_batch.screening.tally import PartTally
+from cvm_batch.screening.work import Part, SlideSource
+from tests.doubles import MemoryArchive
+
+
+def numbered(count: int, side: int = 4) -> NDArray[np.uint8]:
+    """Tiles whose pixels are their own index."""
+    tiles = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return np.broadcast_to(tiles, (count, side, side, 3)).copy()
+
+
+class Shelf:
+    """Archives by uri, and a tally for each whole slide."""
+
+    def __init__(self, archives: dict[str, MemoryArchive], chunk_tiles: int = 1) -> None:
+        self.archives = archives
+        self.opened: list[str] = []
+        self.tallies = [
+            PartTally(
+                Part(SlideSource(n, uri, uri, "memory", chunk_tiles), 0, len(archive.tiles)),
+                classes=2,
+                primary=[0],
+            )
+            for n, (uri, archive) in enumerate(archives.items())
+        ]
+
+    def open(self, uri: str) -> SlideArchive:
+        self.opened.append(uri)
+        return self.archives[uri]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def read_all(shelf: Shelf, pool: ThreadPoolExecutor, size: int) -> list[Batch]:
+    ahead = ReadAhead(shelf.tallies, shelf.open, pool, ahead=6)
+    try:
+        return list(batches(ahead, size))
+    finally:
+        ahead.close()
+
+
+def seen(found: list[Batch]) -> dict[str, list[int]]:
+    """The tiles handed out, by slide and in order, checked against their pixels."""
+    by_slide: dict[str, list[int]] = {}
+    for batch in found:
+        position = 0
+        for tally, tiles in batch.owners:
+            for index in tiles.index:
+                assert (batch.tiles[position] == index % 256).all()
+                position += 1
+            by_slide.setdefault(tally.part.slide.slide_id, []).extend(map(int, tiles.index))
+        assert position == len(batch.tiles)
+    return by_slide
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+    batch=st.integers(1, 70),
+    chunk=st.sampled_from([1, 16, 100]),
+)
+def test_every_tile_once_in_order_and_every_batch_full(
+    sizes: list[int], batch: int, chunk: int
+) -> None:
+    shelf = Shelf({f"s{n}": MemoryArchive(numbered(size)) for n, size in enumerate(sizes)}, chunk)
+    with ThreadPoolExecutor(3) as pool:
+        found = read_all(shelf, pool, batch)
+    assert seen(found) == {f"s{n}": list(range(size)) for n, size in enumerate(sizes)}
+    assert all(len(one.tiles) == batch for one in found[:-1])
+    assert all(archive.closed for archive in shelf.archives.values())
+
+
+def test_blocks_end_where_chunks_end(pool: ThreadPoolExecutor) -> None:
+    archive = MemoryArchive(numbered(250))
+    shelf = Shelf({"a": archive}, chunk_tiles=100)
+    shelf.tallies = [PartTally(Part(shelf.tallies[0].part.slide, 30, 250), 2, [0])]
+    read_all(shelf, pool, 32)
+    assert sorted(archive.reads) == [(30, 100), (100, 200), (200, 250)]
+
+
+def test_an_error_costs_its_slide_alone(pool: ThreadPoolExecutor) -> None:
+    bad = MemoryArchive(numbered(200), error_at=(130, ChecksumMismatchError("chunk 1 is bad")))
+    shelf = Shelf({"a": MemoryArchive(numbered(90)), "b": bad, "c": MemoryArchive(numbered(90))})
+    found = seen(read_all(shelf, pool, 32))
+    assert found["a"] == found["c"] == list(range(90))
+    good, failed, also_good = shelf.tallies
+    assert good.failure is None
+    assert also_good.failure is None
+    assert failed.failure is not None
+    assert failed.failure.reason is Reason.CHECKSUM_MISMATCH
+    assert bad.closed
+
+
+def test_what_a_decoder_throws_costs_its_slide_too(pool: ThreadPoolExecutor) -> None:
+    shelf = Shelf({"a": MemoryArchive(numbered(5), error_at=(2, ZeroDivisionError("oops")))})
+    assert read_all(shelf, pool, 32) == []
+    failure = shelf.tallies[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.BAD_FORMAT
+    assert "ZeroDivisionError" in failure.detail
+
+
+def test_a_slide_that_is_not_the_planned_one_is_refused(pool: ThreadPoolExecutor) -> None:
+    shelf = Shelf({"a": MemoryArchive(numbered(5), identity="another")})
+    assert read_all(shelf, pool, 32) == []
+    failure = shelf.tallies[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.INPUT_CHANGED
+
+
+def test_a_slide_that_changes_while_it_is_read_is_refused(pool: ThreadPoolExecutor) -> None:
+    class Changing(MemoryArchive):
+        def read(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            self.identity = "changed"
+            return super().read(start, stop)
+
+    shelf = Shelf({"a": Changing(numbered(5))})
+    read_all(shelf, pool, 32)
+    failure = shelf.tallies[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.INPUT_CHANGED
+
+
+def test_unreadable_tiles_are_left_out_and_noted(pool: ThreadPoolExecutor) -> None:
+    faults = {3: TileFault(Reason.UNREADABLE_TILES, "d.jpg is truncated")}
+    shelf = Shelf({"a": MemoryArchive(numbered(10), faults=faults)})
+    assert seen(read_all(shelf, pool, 4)) == {"a": [0, 1, 2, 4, 5, 6, 7, 8, 9]}
+
+
+def test_tiles_of_several_sizes_share_a_batch(pool: ThreadPoolExecutor) -> None:
+    shelf = Shelf(
+        {"a": MemoryArchive(numbered(3, side=4)), "b": MemoryArchive(numbered(3, side=6))}
+    )
+    (batch,) = read_all(shelf, pool, 32)
+    assert [tile.shape[0] for tile in batch.tiles] == [4, 4, 4, 6, 6, 6]
+
+
+def test_reading_stays_a_bounded_way_ahead() -> None:
+    release = threading.Event()
+
+    class Slow(MemoryArchive):
+        def read(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            release.wait(10)
+            return super().read(start, stop)
+
+    archives: dict[str, MemoryArchive] = {f"s{n}": Slow(numbered(64)) for n in range(50)}
+    shelf = Shelf(archives)
+    with ThreadPoolExecutor(16) as pool:
+        ahead = ReadAhead(shelf.tallies, shelf.open, pool, ahead=6)
+        release.set()
+        next(iter(ahead))
+        pool.submit(lambda: None).result()
+        assert len(shelf.opened) <= 7
+        ahead.close()

@@ -1,0 +1,163 @@
+"""Replicas as real Ray actors, really killed, on one node and on several."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cvm_batch.errors import ExitCode, SentinelError, UsageError
+from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
+from cvm_batch.screening.executor import Executor
+from cvm_batch.screening.ray_executor import RayExecutor, _shares
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.summary import Progress, RunSummary
+from tests.screening.test_run import comparable, many_slides, undisturbed
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_bundle: Bundle) -> Settings:
+    many_slides(tmp_path / "slides", 30)
+    return Settings(
+        inputs=(tmp_path / "slides",),
+        model=str(tiny_bundle.path),
+        out=tmp_path / "results",
+        batch_size=8,
+        executor=ExecutorKind.LOCAL,  # the tests bring their own Ray executor
+    )
+
+
+def replica_processes() -> list[int]:
+    """Process IDs of this machine's Ray replicas."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"ray::ReplicaActor"):
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def once_under_way(act: Callable[[], None]) -> Callable[[Progress], None]:
+    """Call ``act`` once, when the first tiles are counted."""
+    done = False
+
+    def report(progress: Progress) -> None:
+        nonlocal done
+        if progress.tiles_done and not done:
+            done = True
+            act()
+
+    return report
+
+
+def run_on(executor: Executor, settings: Settings, **options: Any) -> RunSummary:
+    try:
+        return run(settings, executor=executor, **options)
+    finally:
+        ray.shutdown()
+
+
+def test_a_run_on_ray_equals_a_local_one(settings: Settings, tmp_path: Path) -> None:
+    summary = run_on(RayExecutor(replicas=2), settings)
+    assert summary.exit_code is ExitCode.COMPLETE
+    assert comparable(settings) == undisturbed(settings, tmp_path / "local")
+    assert replica_processes() == []
+
+
+def test_a_killed_replica_costs_nothing_but_time(settings: Settings, tmp_path: Path) -> None:
+    def kill() -> None:
+        os.kill(replica_processes()[0], signal.SIGKILL)
+
+    summary = run_on(RayExecutor(), settings, report=once_under_way(kill))
+    assert summary.exit_code is ExitCode.COMPLETE
+    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_a_bundle_that_fails_its_sentinels_stops_the_run(
+    settings: Settings, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(tiny_bundle.path, bad)
+    arrays = load_file(bad / SENTINELS_FILE)
+    arrays["probabilities"] = np.roll(arrays["probabilities"], 1, axis=1)
+    save_file(arrays, bad / SENTINELS_FILE)
+    spec = json.loads((bad / SPEC_FILE).read_text())
+    spec["sentinels_sha256"] = file_sha256(bad / SENTINELS_FILE)
+    (bad / SPEC_FILE).write_text(json.dumps(spec))
+    with pytest.raises(SentinelError, match="does not reproduce"):
+        run_on(RayExecutor(), replace(settings, model=str(bad)))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_costs_nothing_but_time(
+    settings: Settings, cluster: Cluster, tmp_path: Path
+) -> None:
+    worker = next(iter(cluster.worker_nodes))
+
+    def remove() -> None:
+        cluster.remove_node(worker, allow_graceful=False)
+
+    summary = run_on(RayExecutor(address=cluster.address), settings, report=once_under_way(remove))
+    assert summary.exit_code is ExitCode.COMPLETE
+    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_an_address_where_nothing_answers_is_told(settings: Settings) -> None:
+    with pytest.raises(UsageError, match="Ray could not be reached"):
+        run_on(RayExecutor(address="127.0.0.1:1"), settings)
+
+
+def node(cpus: int, gpus: int = 0, *, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
+
+
+def test_one_replica_per_gpu_with_its_share_of_the_cpus() -> None:
+    shares = _shares([node(16, 4), node(8, 1), node(64)], None)
+    assert [(share.gpus, share.cpus, share.threads) for share in shares] == [
+        (1, 1, 4),
+        (1, 1, 4),
+        (1, 1, 4),
+        (1, 1, 4),
+        (1, 1, 8),
+    ]
+
+
+def test_without_gpus_one_replica_per_node() -> None:
+    shares = _shares([node(4), node(2), node(8, alive=False)], None)
+    assert [(share.gpus, share.cpus, share.threads) for share in shares] == [(0, 4, 4), (0, 2, 2)]
+
+
+def test_more_replicas_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(UsageError, match="the cluster has 1 GPUs"):
+        _shares([node(4, 1)], 2)
+    with pytest.raises(UsageError, match="the cluster has 2 CPUs"):
+        _shares([node(2)], 3)
