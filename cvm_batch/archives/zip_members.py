@@ -59,7 +59,6 @@ class ZipMembers:
         try:
             self.opened: tuple[FileStamp, ...] = (self._stamp(),)
             self._zip = self._open()
-            self._check_count()
             self._infos = _checked_members(self._zip, path, self.opened[0].size)
         except BaseException:
             self._file.close()
@@ -97,7 +96,8 @@ class ZipMembers:
 
     def _open(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self._file)
+            packed = zipfile.ZipFile(self._file)
+            recorded = _recorded_count(self._file, self.opened[0].size)
         except _DAMAGE as error:
             raise BadFormatError(
                 f"{self.path} is not a whole zip file: {error}. It may be cut short or still "
@@ -105,17 +105,15 @@ class ZipMembers:
             ) from error
         finally:
             self._file.limit = None
-
-    def _check_count(self) -> None:
-        # zipfile passes over the recorded number of members; but a damaged length field in
-        # the list of members swallows those that follow, and their tiles with them.
-        recorded = _recorded_count(self._file, self.opened[0].size)
-        found = len(self._zip.infolist())
-        if recorded not in (found, found % 0x10000):
+        # zipfile passes over this number; but a damaged length in the list of members
+        # swallows those that follow, and their tiles with them.
+        listed = len(packed.infolist())
+        if recorded not in (listed, listed % 0x10000):
             raise ChecksumMismatchError(
-                f"{self.path} records {recorded} members and lists {found}. The file is damaged: "
-                "copy it again from its source."
+                f"{self.path} records {recorded} members and lists {listed}. The file is "
+                "damaged: copy it again from its source."
             )
+        return packed
 
     def _stamp(self) -> FileStamp:
         with reading(self.path):

@@ -64,6 +64,10 @@ class BundleSpec:
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names) or not self.class_names:
             raise ValueError("class_names must be distinct and at least one")
+        if not all(isinstance(name, str) and name for name in self.class_names):
+            raise ValueError("class_names must be strings that are not empty")
+        if self.tile_um is not None and not 0 < self.tile_um < float("inf"):
+            raise ValueError("tile_um must be above zero, in microns")
         for group, members in self.groups.items():
             if unknown := set(members) - set(self.class_names):
                 raise ValueError(f"group {group!r} names unknown classes: {sorted(unknown)}")
@@ -96,13 +100,13 @@ class BundleSpec:
         return cls(
             name=str(value["name"]),
             architecture=Architecture.from_json(value["architecture"]),
-            class_names=tuple(value["class_names"]),
-            groups={group: tuple(members) for group, members in value["groups"].items()},
+            class_names=_names(value["class_names"]),
+            groups={group: _names(members) for group, members in value["groups"].items()},
             primary_group=value["primary_group"],
             preprocessing=Preprocessing.from_json(value["preprocessing"]),
             tile_um=None if value["tile_um"] is None else float(value["tile_um"]),
             precision=Precision(value["precision"]),
-            provenance=value["provenance"],
+            provenance=dict(value["provenance"]),
         )
 
 
@@ -139,7 +143,7 @@ class Bundle:
             network = CvmCervix(self.spec.architecture, len(self.spec.class_names))
             weights = load_file(self.path / WEIGHTS_FILE)
             network.load_state_dict(weights)
-        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # timm and torch raise whatever the architecture leads to
             raise BundleError(
                 f"The weights in {self.path / WEIGHTS_FILE} do not fit the architecture that "
                 f"{SPEC_FILE} describes: {error}. Fetch the bundle again or export it anew."
@@ -178,8 +182,8 @@ def load_bundle(path: Path) -> Bundle:
         value = json.loads(raw)
         spec = BundleSpec.from_json(value)
         recorded = {
-            WEIGHTS_FILE: value["weights_sha256"],
-            SENTINELS_FILE: value["sentinels_sha256"],
+            WEIGHTS_FILE: str(value["weights_sha256"]),
+            SENTINELS_FILE: str(value["sentinels_sha256"]),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
@@ -240,6 +244,12 @@ def reference_probabilities(
         images = preprocessing.normalise(preprocessing.resize(tiles, device), torch.float32)
         probabilities: NDArray[np.float32] = network(images).softmax(dim=1).numpy()
     return probabilities
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list of names, not {value!r}")
+    return tuple(value)
 
 
 def file_sha256(path: Path) -> str:

@@ -51,16 +51,17 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         self._preprocessing = bundle.spec.preprocessing
+        self._classes = len(bundle.spec.class_names)
         network = bundle.network().to(self.device, self.precision.dtype)
         self._network = network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def probabilities(self, tiles: Tiles) -> NDArray[np.float32]:
-        batches = [
-            self._classify(tiles[start : start + self.batch_size])
-            for start in range(0, len(tiles), self.batch_size)
-        ]
-        return np.concatenate(batches)
+        found = np.empty((len(tiles), self._classes), np.float32)
+        for start in range(0, len(tiles), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            found[batch] = self._classify(tiles[batch])
+        return found
 
     def _classify(self, tiles: Tiles) -> NDArray[np.float32]:
         images = self._preprocessing.resize(tiles, self.device)

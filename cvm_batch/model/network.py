@@ -6,6 +6,7 @@ The architecture is data, so that a small sibling is the same class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,6 +14,8 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+
+_REFUSED_ARGS = re.compile("pretrained|checkpoint|cache_dir|num_classes|scriptable|exportable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,14 @@ class Backbone:
     """The model's name in timm."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for ``timm.create_model``."""
+
+    def __post_init__(self) -> None:
+        # timm takes "hf-hub:..." and local paths as names, and paths of pickled weights as
+        # arguments; a bundle describes shapes and nothing else.
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", self.name):
+            raise ValueError(f"{self.name!r} is no name of a timm model")
+        if refused := sorted(arg for arg in self.args if _REFUSED_ARGS.match(arg)):
+            raise ValueError(f"arguments that no bundle may set: {', '.join(refused)}")
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
         """Return the module, mapping images [n, 3, s, s] to features [n, num_features]."""

@@ -7,6 +7,7 @@ what the network saw in training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.interpolation != "bilinear":
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: bilinear")
-        if self.input_px < 1 or min(self.std) <= 0:
+        if self.input_px < 1 or not all(0 < std < math.inf for std in self.std):
             raise ValueError("input_px and every std must be above zero")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError("every mean must be a number")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,7 +89,8 @@ class Preprocessing:
         return torch.addcmul(-mean / std, images.float(), 1 / (255 * std)).to(dtype)
 
     def _resize_equal(self, tiles: NDArray[np.uint8], device: torch.device) -> Tensor:
-        images = torch.from_numpy(np.ascontiguousarray(tiles)).to(device).permute(0, 3, 1, 2)
+        tiles = np.require(tiles, np.uint8, ["C_CONTIGUOUS", "WRITEABLE"])  # torch takes no other
+        images = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)
         size = (self.input_px, self.input_px)
         if images.shape[2:] == size:
             return images

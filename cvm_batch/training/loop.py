@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -86,29 +86,11 @@ def train(
     RunAbortedError where the loss is no number.
     """
     device = device or default_device()
-    weights = _class_weights(recipe, cells, split)
-    training, validation = (
-        load_images(cells, side, recipe.preprocessing, device)
-        for side in (split.train, split.validation)
-    )
+    best: tuple[Epoch, CvmCervix] | None = None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
-        loop = _Loop(recipe, len(cells.class_names), weights.to(device), device)
-        best: tuple[Epoch, CvmCervix] | None = None
-        for number in range(1, recipe.epochs + 1):
-            started = time.perf_counter()
-            loss = loop.run_epoch(training, torch.from_numpy(cells.labels[split.train]))
-            seconds = time.perf_counter() - started
-            predicted = loop.predict(validation)
-            measured = measure(cells.labels[split.validation], predicted, cells.class_names)
-            epoch = Epoch(
-                number=number,
-                epochs=recipe.epochs,
-                loss=loss,
-                images_per_second=len(training) / seconds,
-                validation=measured,
-                best=best is None or measured.macro_f1 > best[0].validation.macro_f1,
-            )
+        loop = _Loop(recipe, cells, split, device)
+        for epoch in loop.epochs():
             if epoch.best:
                 best = epoch, deepcopy(loop.kept)
             on_epoch(epoch)
@@ -150,13 +132,20 @@ class _Loop:
     """The network in training, with all that changes from step to step."""
 
     def __init__(
-        self, recipe: Recipe, classes: int, class_weights: Tensor, device: torch.device
+        self, recipe: Recipe, cells: LabelledCells, split: Split, device: torch.device
     ) -> None:
         self._recipe = recipe
-        self._class_weights = class_weights
+        self._cells = cells
+        self._split = split
         self._device = device
+        self._class_weights = _class_weights(recipe, cells, split).to(device)
+        self._labels = torch.from_numpy(cells.labels[split.train])
+        self._images, self._validation_images = (
+            load_images(cells, side, recipe.preprocessing, device)
+            for side in (split.train, split.validation)
+        )
         self.autocasts = device.type == "cuda" or cpu_has_bf16()
-        network = CvmCervix(recipe.architecture, classes).to(device)
+        network = CvmCervix(recipe.architecture, len(cells.class_names)).to(device)
         self._network = network.to(memory_format=torch.channels_last)
         self._averaged = _averaged(self._network, recipe.ema_decay)
         self._optimizer = torch.optim.AdamW(
@@ -175,18 +164,36 @@ class _Loop:
         assert isinstance(network, CvmCervix)
         return network
 
-    def run_epoch(self, images: Tensor, labels: Tensor) -> float:
-        """See each image once, in a new order; return the mean loss of the batches.
+    def epochs(self) -> Iterator[Epoch]:
+        """Train on as many epochs as the recipe says, each judged when it is over."""
+        highest = -math.inf
+        for number in range(1, self._recipe.epochs + 1):
+            started = time.perf_counter()
+            loss = self._run_epoch()
+            seconds = time.perf_counter() - started
+            validation = self._validate()
+            yield Epoch(
+                number=number,
+                epochs=self._recipe.epochs,
+                loss=loss,
+                images_per_second=len(self._images) / seconds,
+                validation=validation,
+                best=validation.macro_f1 > highest,
+            )
+            highest = max(highest, validation.macro_f1)
 
-        ``images`` uint8 [n, 3, s, s], ``labels`` int64 [n]. Raises RunAbortedError.
-        """
+    def _run_epoch(self) -> float:
+        """See each image once, in a new order; return the mean loss of the batches."""
         self._network.train()
-        order = torch.randperm(len(images), generator=self._generator)
+        order = torch.randperm(len(self._images), generator=self._generator)
         batches = torch.split(order, self._recipe.batch_size)
         steps = self._recipe.epochs * len(batches)
         total = torch.zeros((), device=self._device)
         for batch in batches:
-            total += self._take_step(images[batch], labels[batch].to(self._device), steps)
+            total += self._take_step(
+                self._images[batch], self._labels[batch].to(self._device), self._step / steps
+            )
+            self._step += 1
         # Looked at once an epoch: looking at every step would hold a GPU up.
         if not (loss := float(total) / len(batches)) < math.inf:
             raise RunAbortedError(
@@ -195,14 +202,15 @@ class _Loop:
             )
         return loss
 
-    def predict(self, images: Tensor) -> NDArray[np.int64]:
-        """Class positions [n], from the network that is kept."""
+    def _validate(self) -> Metrics:
         kept = self.kept.eval()
         with self._autocast():
-            positions = predict(kept, images, self._recipe.preprocessing)
-        return positions.cpu().numpy()
+            predicted = predict(kept, self._validation_images, self._recipe.preprocessing)
+        labels = self._cells.labels[self._split.validation]
+        return measure(labels, predicted.cpu().numpy(), self._cells.class_names)
 
-    def _take_step(self, images: Tensor, labels: Tensor, steps: int) -> Tensor:
+    def _take_step(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        """One step on a batch, when ``done`` of all steps are taken; returns its loss."""
         recipe = self._recipe
         images = augment(images, recipe.augmentation, self._generator)
         inputs = recipe.preprocessing.normalise(images, torch.float32)
@@ -212,13 +220,12 @@ class _Loop:
             logits.float(), labels, self._class_weights, label_smoothing=recipe.label_smoothing
         )
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate_factor(recipe, self._step / steps)
+            group["lr"] = recipe.learning_rate * rate_factor(recipe, done)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm)
         self._optimizer.step()
-        self._step += 1
         if self._averaged:
             self._averaged.update_parameters(self._network)
         return loss.detach()
@@ -230,7 +237,7 @@ class _Loop:
 def rate_factor(recipe: Recipe, done: float) -> float:
     """The learning rate, as a share of its highest, when ``done`` of the steps are taken."""
     if done < recipe.warmup:
-        return max(done, 1e-3) / recipe.warmup
+        return min(1.0, max(done, 1e-3) / recipe.warmup)
     if recipe.schedule is Schedule.CONSTANT:
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))

@@ -235,6 +235,11 @@ def test_a_foreign_schema_version_is_refused(copied: Path, version: object) -> N
         {"precision": "bf16"},
         {"precision": "int4"},
         {"tile_um": "small"},
+        {"tile_um": -1.0},
+        {"tile_um": float("nan")},
+        {"class_names": "NILM"},
+        {"class_names": [1, 2]},
+        {"provenance": None},
         {"architecture": {"kind": "resnet"}},
         {"preprocessing": {}},
     ],
@@ -265,11 +270,18 @@ def unknown_backbone(value: dict[str, Any]) -> None:
     value["architecture"]["cnn"]["name"] = "no_such_model"
 
 
+def division_by_zero(value: dict[str, Any]) -> None:
+    value["architecture"]["vt"]["args"]["patch_size"] = 0
+
+
 def unknown_argument(value: dict[str, Any]) -> None:
     value["architecture"]["vt"]["args"]["no_such_argument"] = 1
 
 
-@pytest.mark.parametrize("edit", [other_width, fewer_classes, unknown_backbone, unknown_argument])
+@pytest.mark.parametrize(
+    "edit",
+    [other_width, fewer_classes, unknown_backbone, unknown_argument, division_by_zero],
+)
 def test_weights_of_another_architecture_are_refused(
     copied: Path, edit: Callable[[dict[str, Any]], None]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cvm_batch.model.network import (
     CVM_CERVIX,
     CVM_CERVIX_MINI,
     Architecture,
+    Backbone,
     CvmCervix,
     parameter_count,
 )
@@ -104,3 +106,20 @@ def test_foreign_architectures_are_refused(
 ) -> None:
     with pytest.raises(error):
         Architecture.from_json(CVM_CERVIX.to_json() | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("hf-hub:someone/model", {}),
+        ("local-dir:/tmp/model", {}),
+        ("../model", {}),
+        ("resnet18", {"checkpoint_path": "/tmp/weights.pth"}),
+        ("resnet18", {"pretrained": True}),
+        ("resnet18", {"pretrained_cfg_overlay": {"file": "/tmp/weights.pth"}}),
+        ("resnet18", {"num_classes": 3}),
+    ],
+)
+def test_a_backbone_cannot_reach_outside_the_bundle(name: str, args: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no name of a timm model|no bundle may set"):
+        Backbone(name=name, args=args)
