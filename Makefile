@@ -14,7 +14,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "The first of them makes .venv with $(PYTHON); for another: make PYTHON=python3.12 ..."
 
-demo: $(INSTALLED) ## screen a few generated slides, results in demo-results/
+demo: $(INSTALLED) ## screen real cells that come with the package, results in demo-results/
 	$(BIN)/cvm-batch demo --out demo-results
 
 test: $(INSTALLED) ## all tests but the long campaigns

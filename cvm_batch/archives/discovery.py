@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cvm_batch.archives.archive import ArchiveFormat
 from cvm_batch.archives.cells_table import is_table
-from cvm_batch.archives.files import printable
+from cvm_batch.archives.files import is_folder, printable
 from cvm_batch.archives.formats import recognise
 from cvm_batch.errors import NoSlidesError, SlideError, SlideIdCollisionError
 
@@ -115,7 +115,7 @@ class _Walk:
             if found is not None:
                 self._add(path)
                 companions.update(found.companions(path))
-            if path.is_dir():
+            if os.path.isdir(path):
                 if found is None or found.has_slides_below:
                     queue = self._links if path.is_symlink() else self._folders
                     queue.append(_Folder(path, found))
@@ -134,7 +134,7 @@ def _children(folder: _Folder) -> Iterator[Path]:
     with os.scandir(folder.path) as entries:
         for entry in entries:
             held = folder.found is not None and folder.found.holds(entry.name)
-            if not entry.name.startswith(".") and (not held or entry.is_dir()):
+            if not entry.name.startswith(".") and (not held or is_folder(entry)):
                 yield folder.path / entry.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -44,8 +45,11 @@ def stamp_if_present(path: Path) -> FileStamp | None:
     with reading(path):
         try:
             status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            # A name beyond what the file system takes is that of no file either.
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return None
+            raise
     return FileStamp.of(path.name, status) if stat.S_ISREG(status.st_mode) else None
 
 
@@ -89,6 +93,14 @@ def reading(path: str | Path) -> Iterator[None]:
             f"{path} cannot be read: {error.strerror or error}. Check the disk or the "
             "connection and the permissions; a further submit tries again."
         ) from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Links followed; one that leads in circles or out of sight leads to no folder."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def changed(path: str | Path) -> InputChangedError:

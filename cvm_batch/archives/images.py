@@ -36,6 +36,7 @@ from cvm_batch.archives.decoding import UndecodableError, decode
 from cvm_batch.archives.files import (
     FileStamp,
     identity,
+    is_folder,
     printable,
     read_file,
     stamp_if_present,
@@ -204,7 +205,7 @@ def _is_image_folder(path: Path) -> bool:
     table = folders = False
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if is_folder(entry):
                 folders = True
             elif is_image(entry.name):
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cvm_batch.archives.archive import Integrity
-from cvm_batch.archives.files import FileStamp, read_file, reading
+from cvm_batch.archives.files import FileStamp, is_folder, read_file, reading
 from cvm_batch.archives.limits import MAX_MEMBERS
 from cvm_batch.errors import BadFormatError, OverLimitError, UnsafeArchiveError
 
@@ -88,7 +89,7 @@ class FolderMembers:
             with reading(folder), os.scandir(folder) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if not entry.is_dir():
+                    if not is_folder(entry):
                         if self._keep(name):
                             listed[name] = _stamp(entry, name)
                     elif self._deep:
@@ -132,8 +133,8 @@ def _refuse_link(folder: os.DirEntry[str]) -> None:
 def _stamp(entry: os.DirEntry[str], name: str) -> FileStamp:
     try:
         status = entry.stat()
-    except FileNotFoundError as error:
-        if not entry.is_symlink():
+    except OSError as error:
+        if not (entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)):
             raise
         raise BadFormatError(
             f"{entry.path} is a link that leads nowhere. Mend the link or remove it."

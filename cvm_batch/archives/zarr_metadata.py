@@ -119,8 +119,7 @@ def _parse_v2(name: str, value: Mapping[str, Any], where: str) -> ArraySpec:
         dtype = np.dtype(value["dtype"])
     else:
         raise ValueError(f"dtype {value['dtype']!r}")
-    compressor = [value["compressor"]] if value["compressor"] else []
-    separator = value.get("dimension_separator", ".")
+    compressor = [] if value["compressor"] is None else [value["compressor"]]
     return _spec(
         name=name,
         shape=value["shape"],
@@ -128,7 +127,7 @@ def _parse_v2(name: str, value: Mapping[str, Any], where: str) -> ArraySpec:
         dtype=dtype,
         codecs=[(codec["id"], codec) for codec in [*compressor, *reversed(filters)]],
         key_prefix=f"{name}/",
-        separator=separator,
+        separator=value.get("dimension_separator", "."),
         where=where,
     )
 

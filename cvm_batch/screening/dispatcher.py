@@ -158,10 +158,6 @@ class Dispatcher:
             if self.ledger.is_open(part) and self._try_again(part, failure, now, alone=True)
         ]
 
-    def next_wake(self) -> float | None:
-        """When the first part that waits out its backoff may go, or None."""
-        return self._waiting[0].not_before if self._waiting else None
-
     def _settle(self, outcome: PartOutcome, now: float) -> bool:
         """Count, retry or fail an open part's outcome; True where the slide ended."""
         if outcome.counted:

@@ -7,6 +7,7 @@ Plain actors, not Ray Data: docs/decisions/0004. An actor is never restarted by 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,6 +96,9 @@ class RayExecutor:
 
     def wait(self, timeout: float) -> list[Event]:
         calls = list(self._calls)
+        if not calls:  # every replica is idle: retries wait out their time
+            time.sleep(timeout)
+            return []
         ray.wait(calls, num_returns=1, timeout=timeout)
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.

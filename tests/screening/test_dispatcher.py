@@ -186,7 +186,18 @@ def test_a_slide_that_kills_its_replica_each_time_fails_alone() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_every_slide_ends_once_whatever_happens(tiles: list[int], seed: int) -> None:
-    """A random night: deaths, passing and lasting errors, answers out of order and late."""
+    random_night(tiles, seed)
+
+
+@pytest.mark.campaign
+def test_ten_thousand_random_nights() -> None:
+    for seed in range(10_000):
+        chance = random.Random(seed)
+        random_night([chance.randint(1, 300) for _ in range(chance.randint(1, 40))], seed)
+
+
+def random_night(tiles: list[int], seed: int) -> None:
+    """Deaths, passing and lasting errors, answers out of order and late."""
     chance = random.Random(seed)
     made = Dispatcher(sources(len(tiles), chance.choice([1, 16])), tiles, POLICY)
     held: dict[int, list[Lease]] = {}

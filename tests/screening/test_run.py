@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -333,6 +334,16 @@ run(Settings(inputs=(Path(slides),), model=model, out=Path(out), batch_size=8,
 def test_a_killed_driver_repeats_no_complete_slide(
     settings: Settings, tmp_path: Path, delay: float
 ) -> None:
+    kill_and_submit_again(settings, tmp_path, delay)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(20))
+def test_a_driver_killed_at_any_moment(settings: Settings, tmp_path: Path, seed: int) -> None:
+    kill_and_submit_again(settings, tmp_path, delay=random.Random(seed).uniform(0, 2))
+
+
+def kill_and_submit_again(settings: Settings, tmp_path: Path, delay: float) -> None:
     many_slides(settings.inputs[0], 60)
     command = [sys.executable, "-c", DRIVER, str(settings.inputs[0]), settings.model]
     driver = subprocess.Popen([*command, str(settings.out)])
