@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvm_batch.archives import cells_table, members
 from cvm_batch.archives.archive import ExpectedFrom
 from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.limits import MAX_TILE_PIXELS
@@ -248,6 +249,13 @@ class TestWhatIsATile:
         with pytest.raises(BadFormatError, match="leads nowhere"):
             describe(folder)
 
+    def test_too_many_files_are_refused(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(members, "MAX_MEMBERS", COUNT - 1)
+        with pytest.raises(OverLimitError, match="more than 5 files"):
+            describe(folder)
+
     def test_a_pipe_is_refused_rather_than_waited_for(self, folder: Path) -> None:
         os.mkfifo(folder / "x.png")
         with pytest.raises(UnsafeArchiveError, match="pipe"):
@@ -400,6 +408,16 @@ class TestCellsTable:
             table.write_bytes(damaged)
             with pytest.raises(BadFormatError, match="cannot be read as a cells table"):
                 describe(folder)
+
+    def test_a_table_beyond_the_limits_is_refused(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_table(folder / "cells.parquet", {"file": image_names(COUNT)})
+        for limit in ("MAX_MEMBERS", "MAX_TABLE_BYTES"):
+            with monkeypatch.context() as patch:
+                patch.setattr(cells_table, limit, COUNT - 1)
+                with pytest.raises(OverLimitError, match=r"cells\.parquet"):
+                    describe(folder)
 
     def test_two_tables_are_bad_format(self, folder: Path) -> None:
         write_table(folder / "cells.csv", {"file": image_names(COUNT)})

@@ -19,7 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from cvm_batch.archives.archive import Integrity
 from cvm_batch.archives.formats import open_archive
-from cvm_batch.archives.limits import MAX_CHUNK_BYTES
+from cvm_batch.archives.limits import MAX_CHUNK_BYTES, MAX_METADATA_BYTES
 from cvm_batch.errors import (
     BadFormatError,
     ChecksumMismatchError,
@@ -176,7 +176,7 @@ class TestCells:
         )
         assert read_all(path).cell_id == read
 
-    @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+    @pytest.mark.filterwarnings("ignore:The data type")
     @pytest.mark.parametrize("zarr_format", [2, 3])
     def test_fixed_length_text_is_read(self, tmp_path: Path, zarr_format: int) -> None:
         path = write_zarr(tmp_path / "a.zarr", cells(3).tiles, zarr_format=zarr_format)
@@ -511,6 +511,12 @@ class TestMetadata:
     def test_a_damaged_group_is_bad_format(self, v3: Path, text: str) -> None:
         (v3 / "zarr.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(BadFormatError, match=r"zarr\.json"):
+            describe(v3)
+
+    def test_endless_metadata_are_refused(self, v3: Path) -> None:
+        with (v3 / "zarr.json").open("ab") as file:
+            file.write(b" " * MAX_METADATA_BYTES)
+        with pytest.raises(OverLimitError, match="of zarr metadata"):
             describe(v3)
 
     def test_a_lone_array_is_bad_format(self, v3: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import zipfile
@@ -19,6 +20,7 @@ from cvm_batch.errors import (
     ChecksumMismatchError,
     EmptyArchiveError,
     OverLimitError,
+    ReadError,
     SlideError,
     UnsafeArchiveError,
 )
@@ -223,6 +225,19 @@ def test_a_huge_list_of_members_is_not_read(tmp_path: Path) -> None:
         file.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, size, 0, 0))
     with pytest.raises(OverLimitError, match="list of members"):
         describe(path)
+
+
+def test_an_io_error_is_not_taken_for_damage(slide: Cells, tmp_path: Path) -> None:
+    members = ZipMembers(write_zip(tmp_path / "slide.zip", slide.tiles))
+    descriptor = members._file.fileno()
+    kept = os.dup(descriptor)
+    os.close(descriptor)  # as a network drive that went away
+    with pytest.raises(ReadError, match="cannot be read"):
+        members.read("00000.png")
+    os.dup2(kept, descriptor)
+    os.close(kept)
+    assert members.read("00000.png")
+    members.close()
 
 
 def test_zips_of_other_systems_are_read(tmp_path: Path) -> None:
