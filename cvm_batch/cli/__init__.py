@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -40,9 +41,10 @@ def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort:  # a second Ctrl-C
         click.echo("Stopped.", err=True)
-        code = ExitCode.STOPPED
+        # Not sys.exit, which waits for threads: a decoder may hang in one of them.
+        os._exit(ExitCode.STOPPED)
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE

@@ -41,7 +41,8 @@ def demo(out: Path, **options: Any) -> int:
     if summary.left:
         print_summary(summary, out)
         return summary.exit_code
-    rows = newest_rows(ResultsFolder(out)).to_pylist()
+    ours = {path.name for path in SLIDES.iterdir()}  # --out may hold other slides as well
+    rows = [row for row in newest_rows(ResultsFolder(out)).to_pylist() if row["slide_id"] in ours]
     STDOUT.print(_table(rows))
     print_summary(summary, out)
     unexpected = [row["slide_id"] for row in rows if not _as_expected(row)]
@@ -61,26 +62,17 @@ def _as_expected(row: Mapping[str, Any]) -> bool:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    """Most suspicious first; what is not complete stands apart, never ranked as normal."""
-    table = Table(title="Slides, most suspicious first", title_justify="left")
+    """The complete slides; what is not complete is never ranked among them."""
+    table = Table(title="Complete slides, most suspicious first", title_justify="left")
     table.add_column("slide", no_wrap=True)
-    table.add_column("status")
     for column in ("cells", "ASC-US+", "LSIL+", "HSIL+", "score"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     complete = [row for row in rows if row["status"] == "complete"]
     for row in sorted(complete, key=lambda row: -row["slide_score"]):
         groups = dict(row["group_counts"])
         counts = (groups[name] for name in ("asc_us_plus", "lsil_plus", "hsil_plus"))
-        table.add_row(
-            row["slide_id"],
-            row["status"],
-            str(row["cells_classified"]),
-            *map(str, counts),
-            f"{row['slide_score']:.2f}",
-        )
-    for row in rows:
-        if row["status"] != "complete":
-            table.add_row(row["slide_id"], f"{row['status']}: {row['reason']}", *["-"] * 5)
+        numbers = (row["cells_classified"], *counts, f"{row['slide_score']:.2f}")
+        table.add_row(row["slide_id"], *map(str, numbers))
     return table
 
 
@@ -93,6 +85,6 @@ Try next:
   what the model is, and how well it did on held-back fields
     cvm-batch models show {model}
   the results, from Python
-    python -c "import pandas; print(pandas.read_parquet('{out}/slides'))"
+    python -c "import pyarrow.dataset as d; print(d.dataset('{out}/slides').to_table().to_pylist())"
 
 A demonstration, not a medical device: no result here may be used for a diagnosis."""

@@ -86,6 +86,6 @@ def _plain_lines(console: Console, speed: _Speed) -> Reporter:
         measured = speed.update(progress.tiles_done)
         if time.monotonic() - last >= _LINE_EVERY_SECONDS:
             last = time.monotonic()
-            console.print(describe(progress, measured), highlight=False, markup=False)
+            console.print(describe(progress, measured), soft_wrap=True)
 
     return show

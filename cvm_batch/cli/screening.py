@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,7 @@ from cvm_batch.cli.progress import progress_on
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
-    from cvm_batch.screening.summary import RunSummary
+    from cvm_batch.screening.summary import NotComplete, RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,27 +72,22 @@ def screen(*, inputs: tuple[Path, ...], model: str, out: Path, **options: Any) -
 def print_summary(summary: RunSummary, out: Path) -> None:
     """What a person wants to know at once: what is done, what is wrong, where it lies."""
     ended = summary.by_status.total()
-    settled = summary.settled.total()
+    lines = []
     if ended:
-        STDOUT.print(_ended_line(summary))
-    if settled:
-        kept = settled - summary.settled[Status.COMPLETE]
-        STDOUT.print(
-            f"{summary.settled[Status.COMPLETE]} slides were complete already"
-            + (f", {kept} had failed for a lasting reason" if kept else "")
-            + " and were left as they are."
-        )
+        lines.append(_ended_line(summary))
+    if summary.settled:
+        lines.append(_settled_line(summary))
     if not ended and not summary.left:
-        STDOUT.print("Nothing to classify.")
+        lines.append("Nothing to classify.")
     if summary.left:
-        STDOUT.print(f"Stopped: {summary.left} slides are left; submit again to go on.")
+        lines.append(f"Stopped: {summary.left} slides are left; submit again to go on.")
     if summary.ignored:
-        STDOUT.print(
-            f"{summary.ignored} files or folders hold no slide; runs/{summary.run_id}.json "
-            "lists them."
-        )
-    if summary.not_complete:
-        STDOUT.print(_failures(summary))
+        listed = f"runs/{summary.run_id}.json"
+        lines.append(f"Files and folders without a slide: {summary.ignored}; {listed} lists them.")
+    for line in lines:
+        STDOUT.print(line, soft_wrap=True)
+    _print_failures("Not complete", summary.not_complete)
+    _print_failures("Not complete since an earlier run", summary.settled_not_complete)
     STDOUT.print(f"Results: {out}  (run {summary.run_id})", soft_wrap=True)
 
 
@@ -107,17 +103,37 @@ def _ended_line(summary: RunSummary) -> str:
     )
 
 
-def _failures(summary: RunSummary) -> Table:
-    table = Table(title="Not complete", title_justify="left", box=None, pad_edge=False)
-    for column in ("slide", "status", "reason", "detail"):
-        table.add_column(column, overflow="fold")
-    for row in summary.not_complete[:_FAILURES_SHOWN]:
-        cells = (row.slide_id, row.status, row.reason, row.detail)
-        table.add_row(*(printable(str(cell or "")) for cell in cells))
-    more = len(summary.not_complete) - _FAILURES_SHOWN
+def _settled_line(summary: RunSummary) -> str:
+    kept = len(summary.settled_not_complete)
+    failed = f", {kept} had failed for a lasting reason" if kept else ""
+    return (
+        f"{summary.settled[Status.COMPLETE]} slides were complete already{failed} and were left "
+        "as they are."
+    )
+
+
+def _print_failures(title: str, slides: Sequence[NotComplete]) -> None:
+    """A table on a terminal; elsewhere a line each, for grep."""
+    shown = [
+        [printable(str(value or "")) for value in asdict(slide).values()]
+        for slide in slides[:_FAILURES_SHOWN]
+    ]
+    more = len(slides) - len(shown)
+    if not shown:
+        return
+    if STDOUT.is_terminal:
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in ("slide", "status", "reason", "detail"):
+            table.add_column(column, overflow="fold")
+        for row in shown:
+            table.add_row(*row)
+        STDOUT.print(table)
+    else:
+        STDOUT.print(f"{title}:")
+        for slide_id, status, reason, detail in shown:
+            STDOUT.print(f"  {slide_id}: {status}, {reason}: {detail}", soft_wrap=True)
     if more > 0:
-        table.add_row(f"and {more} more", "", "", "")
-    return table
+        STDOUT.print(f"  and {more} more")
 
 
 @contextmanager

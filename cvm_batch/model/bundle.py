@@ -227,7 +227,9 @@ def write_bundle(
         }
         (building / SPEC_FILE).write_text(json.dumps(value, indent=2) + "\n")
         (building / CARD_FILE).write_text(card)
-        building.chmod(0o755)
+        building.chmod(0o755)  # mkdtemp and safetensors make them for their owner alone
+        for file in building.iterdir():
+            file.chmod(0o644)
         building.rename(path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -37,7 +38,9 @@ class Backbone:
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
         """Return the module, mapping images [n, 3, s, s] to features [n, num_features]."""
-        return timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.args)
+        # timm writes into nested arguments (xception41's block_cfg): give it a copy.
+        args = deepcopy(dict(self.args))
+        return timm.create_model(self.name, pretrained=pretrained, num_classes=0, **args)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from cvm_batch.errors import CommitError, ResultsError, ResultsInUseError
@@ -27,39 +27,44 @@ class ResultsFolder:
         self.root = root
 
     def prepare(self) -> None:
-        """Make the folder and prove that it takes files. Raises ResultsError."""
+        """Make the folder and prove that files can be committed. Raises ResultsError."""
         try:
-            (self.root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+            _make_folder(self.root / _TEMPORARY)
             probe = self._write_beside(b"probe")
-            probe.unlink()
+            linked = probe.with_suffix(".linked")
+            os.link(probe, linked)
+            # Another run that starts at this moment may have cleared them away.
+            for path in (probe, linked):
+                path.unlink(missing_ok=True)
         except OSError as error:
-            raise ResultsError(
-                f"The results folder {self.root} cannot be written: {error.strerror}. "
-                "Choose another folder with --out, or mend its permissions or its disk."
-            ) from error
+            raise self._unusable(error) from error
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the folder for one run; the lock falls with the process.
 
-        Raises ResultsInUseError where another run holds it.
+        Raises ResultsInUseError where another run holds it, ResultsError where it cannot be
+        locked.
         """
-        with (self.root / _LOCK).open("a") as file:
+        with ExitStack() as held:
             try:
+                file = held.enter_context((self.root / _LOCK).open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._clear_temporary()
             except BlockingIOError as error:
                 raise ResultsInUseError(
                     f"Another run is writing to {self.root}. Wait for its end, or choose "
                     "another folder with --out."
                 ) from error
-            self._clear_temporary()
+            except OSError as error:
+                raise self._unusable(error) from error
             yield
 
     def publish(self, path: PurePosixPath | str, data: bytes | memoryview) -> None:
         """Write the new file ``path``. Raises CommitError, also where it exists."""
         final = self.root / path
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
             beside = self._write_beside(data)
             try:
                 os.link(beside, final)
@@ -73,7 +78,7 @@ class ResultsFolder:
         """Write the file ``path``, in place of an older one if there is. Raises CommitError."""
         final = self.root / path
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
             self._write_beside(data).replace(final)
             _flush_folder(final.parent)
         except OSError as error:
@@ -84,8 +89,9 @@ class ResultsFolder:
         removed = 0
         for path in sorted((self.root / folder).glob("*")):
             if path.relative_to(self.root).as_posix() not in keep:
-                path.unlink()
-                removed += 1
+                with suppress(OSError):  # a leftover that stays does no harm: no row names it
+                    path.unlink()
+                    removed += 1
         return removed
 
     def _write_beside(self, data: bytes | memoryview) -> Path:
@@ -105,6 +111,21 @@ class ResultsFolder:
         """Remove what a killed run left unfinished; only under the lock."""
         for path in (self.root / _TEMPORARY).iterdir():
             path.unlink(missing_ok=True)
+
+    def _unusable(self, error: OSError) -> ResultsError:
+        return ResultsError(
+            f"The results folder {self.root} cannot be written: {error.strerror or error}. It "
+            "must lie on a file system with hard links and locks. Choose another folder with "
+            "--out, or mend its permissions or its disk."
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each of which survives a power cut."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _flush_folder(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:

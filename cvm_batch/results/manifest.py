@@ -44,6 +44,8 @@ class RunManifest:
     ignored: Sequence[Mapping[str, str]]
     """Files and folders among the inputs that hold no slide, and why."""
     replicas: Sequence[Mapping[str, Any]] = ()
+    replicas_lost: Sequence[str] = ()
+    """What is known of each replica that died or did not come up."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Planning, starting replicas, and classifying."""
     tiles_per_second: float | None = None

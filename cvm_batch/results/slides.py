@@ -74,29 +74,39 @@ def newest_rows(results: ResultsFolder) -> pa.Table:
     return pa.Table.from_pylist([newest[slide] for slide in sorted(newest)], schema=SLIDES)
 
 
-class History:
-    """What earlier runs found, by (slide_id, result_key)."""
+@dataclass(frozen=True)
+class Settled:
+    """What an earlier run found of a slide, and what stands."""
 
-    def __init__(self, statuses: Mapping[tuple[str, str], Status]) -> None:
-        self._settled = statuses
+    status: Status
+    reason: str | None
+    detail: str | None
+
+
+class History:
+    """What earlier runs settled, by (slide_id, result_key)."""
+
+    def __init__(self, settled: Mapping[tuple[str, str], Settled]) -> None:
+        self._settled = settled
 
     @classmethod
     def read(cls, results: ResultsFolder) -> History:
         """Read all rows of the slides table. Raises ResultsError where one is damaged."""
-        table = _read(results, ["slide_id", "result_key", "status", "reason", "finished_at"])
-        settled: dict[tuple[str, str], Status] = {}
-        for row in table.sort_by("finished_at").to_pylist():
+        columns = ["slide_id", "result_key", "status", "reason", "detail", "finished_at"]
+        settled: dict[tuple[str, str], Settled] = {}
+        for row in _read(results, columns).sort_by("finished_at").to_pylist():
             key = (row["slide_id"], row["result_key"])
-            if settled.get(key) is Status.COMPLETE or row["result_key"] is None:
+            known = settled.get(key)
+            if row["result_key"] is None or (known and known.status is Status.COMPLETE):
                 continue
             if row["reason"] in PASSING_REASONS:
                 settled.pop(key, None)
             else:
-                settled[key] = Status(row["status"])
+                settled[key] = Settled(Status(row["status"]), row["reason"], row["detail"])
         return cls(settled)
 
-    def settled(self, slide_id: str, result_key: str) -> Status | None:
-        """The status that stands, or None where the slide is to be classified.
+    def settled(self, slide_id: str, result_key: str) -> Settled | None:
+        """What stands, or None where the slide is to be classified.
 
         Complete slides stand, and so do those that failed for a lasting reason: the same
         bytes would fail again. What failed for a passing reason is tried again.

@@ -8,24 +8,28 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import SlideRow, commit_slides
+from cvm_batch.screening.summary import NotComplete
 
-#: A crash repeats at most this much finished work: rows, and seconds.
+#: A crash repeats at most so many finished slides, or this share of the run's time: a short
+#: run is committed every few seconds, and a long night does not end in thousands of files.
 _MAX_ROWS = 500
-_MAX_AGE_SECONDS = 2.0
+_MAX_AGE_SHARE = 0.01
+_MIN_AGE_SECONDS, _MAX_AGE_SECONDS = 2.0, 30.0
 
 
 class Commits:
     """The rows of one run. ``flush`` makes what was added visible, whole batches at a time."""
 
-    def __init__(self, results: ResultsFolder, run: RunName) -> None:
+    def __init__(self, results: ResultsFolder, run: RunName, now: float) -> None:
         self._results = results
         self._run = run
+        self._began = now
         self._waiting: list[SlideRow] = []
         self._oldest = 0.0
         self._batches = 0
         self._named: set[str] = set()
         self.by_status: Counter[Status] = Counter()
-        self.not_complete: list[SlideRow] = []
+        self.not_complete: list[NotComplete] = []
         self.classified = 0
         self.unreadable = 0
 
@@ -37,11 +41,13 @@ class Commits:
         self.classified += row.cells_classified or 0
         self.unreadable += row.cells_unreadable or 0
         if row.status is not Status.COMPLETE:
-            self.not_complete.append(row)
+            self.not_complete.append(NotComplete(row.slide_id, row.status, row.reason, row.detail))
 
     def flush_if_due(self, now: float) -> None:
-        full = len(self._waiting) >= _MAX_ROWS
-        if full or (self._waiting and now - self._oldest >= _MAX_AGE_SECONDS):
+        share = _MAX_AGE_SHARE * (now - self._began)
+        patience = min(max(share, _MIN_AGE_SECONDS), _MAX_AGE_SECONDS)
+        old = bool(self._waiting) and now - self._oldest >= patience
+        if old or len(self._waiting) >= _MAX_ROWS:
             self.flush()
 
     def flush(self) -> None:

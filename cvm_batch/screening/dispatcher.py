@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cvm_batch.errors import Reason
 from cvm_batch.screening.ledger import Ledger
@@ -29,7 +29,7 @@ class LeasePolicy:
     max_parts: int = 256
     """Parts in one lease, so that tiny slides do not make a lease that never ends."""
     max_attempts: int = 3
-    """Attempts at a part whose error may pass, or whose replica died."""
+    """Errors that may pass, and replicas killed alone, that one part is allowed."""
     backoff_seconds: float = 1.0
     """Wait before the second attempt; doubled before each further one."""
 
@@ -40,8 +40,9 @@ class _ReplicaState:
     tiles_per_second: float | None = None
     alone: bool = False
     """A suspect runs on it, and nothing else may."""
-    busy_since: float = 0.0
-    """When the lease on the device was started: at hand-out, or when the last one ended."""
+    counting_since: float = 0.0
+    """When ``counted_tiles`` began to count; the replica has been busy ever since."""
+    counted_tiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Dispatcher:
         state.alone = suspect is not None
         lease = Lease(next(self._numbers), tuple(parts))
         if not state.leases:
-            state.busy_since = now
+            state.counting_since, state.counted_tiles = now, 0
         state.leases.add(lease.number)
         self._leases[lease.number] = _OpenLease(lease, replica)
         for part in parts:
@@ -140,45 +141,53 @@ class Dispatcher:
             if self.ledger.is_open(outcome.part) and self._settle(outcome, now)
         ]
 
-    def replica_lost(self, replica: int, detail: str, now: float) -> list[int]:
+    def replica_lost(
+        self, replica: int, detail: str, now: float, *, preempted: bool = False
+    ) -> list[int]:
         """Give up the replica's leases; return the numbers of the slides that ended by that.
 
-        Each of their parts is tried again alone, since one of them may have killed it.
+        Each of their parts is tried again alone, since one of them may have killed it. Only
+        a part that was alone already is charged, and none for a preempted node.
         """
         state = self._replicas.pop(replica)
         lost = [part for number in state.leases for part in self._leases.pop(number).lease.parts]
-        failure = Failure(
-            Reason.REPLICA_LOST,
-            f"{self._policy.max_attempts} replicas died while they held this slide; the last "
-            f"one: {detail}. Submit again; if it happens again, look at the slide's files.",
-        )
-        return [
-            part.slide.number
-            for part in lost
-            if self.ledger.is_open(part) and self._try_again(part, failure, now, alone=True)
-        ]
+        ended = []
+        for part in filter(self.ledger.is_open, lost):
+            charged = state.alone and not preempted
+            again = replace(part, attempt=part.attempt + 1, deaths=part.deaths + charged)
+            if again.deaths < self._policy.max_attempts:
+                self._wait(again, now, alone=True)
+            else:
+                self._fail(part, self._killer(detail))
+                ended.append(part.slide.number)
+        return ended
 
     def _settle(self, outcome: PartOutcome, now: float) -> bool:
         """Count, retry or fail an open part's outcome; True where the slide ended."""
-        if outcome.counted:
+        part, failure = outcome.part, outcome.failure
+        if failure is None:
             ended = self.ledger.count(outcome)
             self._ended += ended
             return ended
-        failure = outcome.failure
-        assert failure is not None
-        if failure.passing:
-            return self._try_again(outcome.part, failure, now, alone=False)
-        return self._fail(outcome.part, failure)
+        again = replace(part, attempt=part.attempt + 1, errors=part.errors + 1)
+        if failure.reason is Reason.READ_ERROR and again.errors < self._policy.max_attempts:
+            self._wait(again, now + self._policy.backoff_seconds * 2**part.errors, alone=False)
+            return False
+        self._fail(part, failure)
+        return True
 
-    def _try_again(self, part: Part, failure: Failure, now: float, *, alone: bool) -> bool:
-        if part.attempt + 1 >= self._policy.max_attempts:
-            return self._fail(part, failure)
-        wait = 0.0 if alone else self._policy.backoff_seconds * 2**part.attempt
-        again = self.ledger.retry(part)
-        heapq.heappush(self._waiting, _Waiting(now + wait, next(self._numbers), again, alone))
-        return False
+    def _wait(self, part: Part, not_before: float, *, alone: bool) -> None:
+        self.ledger.open(part)
+        heapq.heappush(self._waiting, _Waiting(not_before, next(self._numbers), part, alone))
 
-    def _fail(self, part: Part, failure: Failure) -> bool:
+    def _killer(self, detail: str) -> Failure:
+        return Failure(
+            Reason.REPLICA_LOST,
+            f"{self._policy.max_attempts} replicas died with nothing but this slide on them; the "
+            f"last one: {detail}. Look at the slide's files; a further submit tries again.",
+        )
+
+    def _fail(self, part: Part, failure: Failure) -> None:
         number = part.slide.number
         self.ledger.fail(number, failure)
         self._waiting = [entry for entry in self._waiting if entry.part.slide.number != number]
@@ -186,7 +195,6 @@ class Dispatcher:
         if number == self._next_slide:
             self._skip_slide()
         self._ended += 1
-        return True
 
     def _suspect(self, now: float) -> _Waiting | None:
         """A part that must run alone and may go now, if there is one."""
@@ -238,10 +246,9 @@ class Dispatcher:
         return max(1, round(min(wanted, fair) / batch)) * batch
 
     def _learn_speed(self, state: _ReplicaState, tiles: int, now: float) -> None:
-        elapsed = now - state.busy_since
-        state.busy_since = now
-        if elapsed <= 0:
-            return
-        speed = tiles / elapsed
-        known = state.tiles_per_second
-        state.tiles_per_second = speed if known is None else 0.5 * (known + speed)
+        # Over half a lease's time at least: two answers may arrive in one moment.
+        state.counted_tiles += tiles
+        elapsed = now - state.counting_since
+        if elapsed >= self._policy.lease_seconds / 2:
+            state.tiles_per_second = state.counted_tiles / elapsed
+            state.counting_since, state.counted_tiles = now, 0

@@ -33,10 +33,15 @@ class LeaseDone:
 
 @dataclass(frozen=True)
 class ReplicaLost:
-    """A replica died, with all the leases it held. Its number is not used again."""
+    """A replica died, with all the leases it held, or never came up.
+
+    Its number is not used again.
+    """
 
     replica: int
     detail: str
+    preempted: bool = False
+    """Its node was taken away, so that nothing it held is to blame."""
 
 
 Event = ReplicaReady | LeaseDone | ReplicaLost
@@ -68,7 +73,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop all replicas at once."""
+        """Stop all replicas at once. Calling it twice is harmless."""
         ...
 
 
@@ -108,9 +113,9 @@ class LocalExecutor:
             return events
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
         for replica in self._replicas.values():
             replica.close()
+        self._pool.shutdown(cancel_futures=True)
 
     def _start_replica(self, number: int, spec: ReplicaSpec, device: torch.device) -> None:
         try:

@@ -8,16 +8,18 @@ across blocks, parts and slides: many small slides fill them as well as one larg
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from cvm_batch.archives.archive import SlideArchive, TileBlock
-from cvm_batch.errors import BadFormatError, InputChangedError, SlideError
+from cvm_batch.archives.archive import SlideArchive, SlideInfo, TileBlock
+from cvm_batch.errors import BadFormatError, ReadError, SlideError
 from cvm_batch.screening.quality import measure
+from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.tally import PartTally, ReadableTiles
 from cvm_batch.screening.work import Part
 from cvm_batch.tiles import Tiles
@@ -35,6 +37,7 @@ class _ReadBlock:
     tiles: ReadableTiles | None = None
     integrity: str | None = None
     error: SlideError | None = None
+    seconds: float = 0.0
 
 
 class ReadAhead:
@@ -43,11 +46,11 @@ class ReadAhead:
     def __init__(
         self,
         tallies: Sequence[PartTally],
-        open_archive: Callable[[str], SlideArchive],
+        shelf: Shelf,
         pool: ThreadPoolExecutor,
         ahead: int,
     ) -> None:
-        self._readers = [_PartReader(tally, open_archive) for tally in tallies]
+        self._readers = [_PartReader(tally, shelf) for tally in tallies]
         self._blocks = (
             (reader, start, stop)
             for reader in self._readers
@@ -63,6 +66,7 @@ class ReadAhead:
         while self._pending:
             read = self._pending.popleft().result()
             self._submit()
+            read.tally.seconds += read.seconds
             if read.error is not None:
                 read.tally.fail(read.error)
             elif read.block is not None and read.tiles is not None:
@@ -72,11 +76,11 @@ class ReadAhead:
                     yield read.tally, read.tiles
 
     def close(self) -> None:
-        """Stop reading and release every archive."""
+        """Stop reading and give every archive back."""
         for future in self._pending:
             future.cancel()
         for reader in self._readers:
-            reader.close()
+            reader.give_up()
 
     def _submit(self) -> None:
         block = next(self._blocks, None)
@@ -86,65 +90,63 @@ class ReadAhead:
 
 
 class _PartReader:
-    """Opens one part's archive, reads its blocks from any thread, and closes it."""
+    """Reads one part's blocks from any thread, and gives its archive back after the last."""
 
-    def __init__(self, tally: PartTally, open_archive: Callable[[str], SlideArchive]) -> None:
+    def __init__(self, tally: PartTally, shelf: Shelf) -> None:
         self.tally = tally
-        self._open_archive = open_archive
+        self._slide = tally.part.slide
+        self._shelf = shelf
         self._unread = len(tally.part)
-        self._archive: SlideArchive | None = None
-        self._integrity: str | None = None
+        self._taken: tuple[SlideArchive, SlideInfo] | None = None
         self._given_up = False
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> _ReadBlock:
+        started = time.perf_counter()
         try:
-            archive = self._opened()
-            if archive is None:
+            taken = self._take()
+            if taken is None:
                 return _ReadBlock(self.tally)
+            archive, info = taken
             block = archive.read(start, stop)
             tiles = _readable(block)
-            self._after_block(archive, stop - start)
+            self._after_block(stop - start)
         except Exception as error:
             if self._given_up:  # closed under this thread by another block's error
                 return _ReadBlock(self.tally)
-            self.close()
+            self.give_up()
             return _ReadBlock(self.tally, error=_slide_error(error, self.tally.part))
-        return _ReadBlock(self.tally, block, tiles, self._integrity)
+        seconds = time.perf_counter() - started
+        return _ReadBlock(self.tally, block, tiles, str(info.integrity), seconds=seconds)
 
-    def close(self) -> None:
-        with self._lock:
-            self._given_up = True
-            if self._archive is not None:
-                self._archive.close()
+    def give_up(self) -> None:
+        """Read no more of the part. Calling it twice, or after the last block, is harmless."""
+        self._give_back(spoiled=True)
 
-    def _opened(self) -> SlideArchive | None:
+    def _take(self) -> tuple[SlideArchive, SlideInfo] | None:
         """The archive, or None where an earlier block has ended the part."""
         with self._lock:
             if self._given_up:
                 return None
-            if self._archive is None:
-                self._archive = self._open_archive(self.tally.part.slide.uri)
-                self._check_identity(self._archive)
-            return self._archive
+            if self._taken is None:
+                self._taken = self._shelf.take(self._slide)
+            return self._taken
 
-    def _after_block(self, archive: SlideArchive, tiles: int) -> None:
+    def _after_block(self, tiles: int) -> None:
         with self._lock:
             self._unread -= tiles
             last = not self._unread
         if last:
             # Bytes that changed while they were read belong to no one slide.
-            self._check_identity(archive)
-            self.close()
+            self._shelf.check(self._slide)
+            self._give_back(spoiled=False)
 
-    def _check_identity(self, archive: SlideArchive) -> None:
-        info = archive.describe()
-        self._integrity = str(info.integrity)
-        if info.identity != self.tally.part.slide.identity:
-            raise InputChangedError(
-                f"{self.tally.part.slide.uri} changed after the run was planned. "
-                "Submit again once it is written to its end."
-            )
+    def _give_back(self, *, spoiled: bool) -> None:
+        with self._lock:
+            self._given_up = True
+            taken, self._taken = self._taken, None
+        if taken is not None:
+            self._shelf.give_back(self._slide, spoiled=spoiled)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,11 @@ def _slide_error(error: Exception, part: Part) -> SlideError:
     """Whatever a decoder throws costs its slide, never the run."""
     if isinstance(error, SlideError):
         return error
+    if isinstance(error, (OSError, MemoryError)):
+        return ReadError(
+            f"Reading {part.slide.uri} failed at tiles {part.start} to {part.stop}: {error!r}. "
+            "Check the node's memory and open files; a further submit tries again."
+        )
     return BadFormatError(
         f"Reading {part.slide.uri} failed at tiles {part.start} to {part.stop}: {error!r}. "
         "Check the archive; if other programs read it well, report this."

@@ -8,7 +8,7 @@ for, or at its first failure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cvm_batch.screening.work import Failure, Part, PartOutcome
 
@@ -58,7 +58,7 @@ class Ledger:
         Only an open part may be counted.
         """
         account = self.accounts[outcome.part.slide.number]
-        assert outcome.counted
+        assert outcome.failure is None
         del account.open[outcome.part.start]
         account.counted.append(outcome)
         account.accounted += len(outcome.part)
@@ -71,9 +71,3 @@ class Ledger:
         account.failure = failure
         account.open.clear()
         self.tiles_accounted += account.tiles - account.accounted
-
-    def retry(self, part: Part) -> Part:
-        """Open and return the next attempt at an open part."""
-        again = replace(part, attempt=part.attempt + 1)
-        self.open(again)
-        return again

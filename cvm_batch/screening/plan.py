@@ -19,8 +19,8 @@ from cvm_batch.errors import NoSlidesError, SlideError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import PREPROCESSING_VERSION
-from cvm_batch.results.schemas import SCHEMA_VERSION, Status
-from cvm_batch.results.slides import History
+from cvm_batch.results.schemas import SCHEMA_VERSION
+from cvm_batch.results.slides import History, Settled
 from cvm_batch.screening.work import Failure
 
 
@@ -39,7 +39,7 @@ class SettledSlide(NamedTuple):
     """A slide that an earlier run has dealt with."""
 
     slide_id: str
-    status: Status
+    found: Settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,11 @@ class Plan:
     settled: tuple[SettledSlide, ...]
     ignored: tuple[tuple[Path, str], ...]
     """Files and folders that hold no slide, and why."""
+
+    @property
+    def slide_count(self) -> int:
+        """Slides that this run is to end, one way or another."""
+        return len(self.slides) + len(self.failed)
 
     @property
     def tiles(self) -> int:
@@ -71,9 +76,9 @@ def make_plan(
     for path in found.slides:
         planned = _describe(path, bundle, precision)
         key = planned.result_key
-        status = history.settled(planned.slide_id, key) if key else None
-        if status is not None:
-            settled.append(SettledSlide(planned.slide_id, status))
+        stands = history.settled(planned.slide_id, key) if key else None
+        if stands is not None:
+            settled.append(SettledSlide(planned.slide_id, stands))
         elif planned.failure is not None:
             failed.append(planned)
         else:

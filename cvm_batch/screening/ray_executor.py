@@ -7,15 +7,19 @@ Plain actors, not Ray Data: docs/decisions/0004. An actor is never restarted by 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, RunAbortedError, UsageError
+from cvm_batch.errors import CvmBatchError, RunAbortedError, SentinelError, UsageError
 from cvm_batch.screening.executor import Event, LeaseDone, ReplicaLost, ReplicaReady
 from cvm_batch.screening.replica import Replica, ReplicaSpec
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
@@ -25,12 +29,13 @@ from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
-#: Consecutive replicas that may die before they serve, until the run is given up.
+#: Replicas in a row that may die on one share of the cluster before they serve; then the
+#: share is left alone.
 _MAX_FAILED_STARTS = 3
-#: Leases at once, and one thread to spare for a stop.
-_ACTOR_THREADS = 3
+#: Leases that an actor works on at once.
+_ACTOR_THREADS = 2
 #: Only outcomes pass through the object store: counts and names, no tiles.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -54,6 +59,8 @@ class _Share:
     gpus: float
     cpus: int
     threads: int
+    failed_starts: int = 0
+    """Replicas in a row that died on it before they served."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,6 @@ class RayExecutor:
         self._actors: dict[int, tuple[Any, _Share]] = {}
         self._calls: dict[Any, _Call] = {}
         self._next_replica = 0
-        self._failed_starts = 0
 
     def device_type(self) -> str:
         if self._address is None:
@@ -105,27 +111,26 @@ class RayExecutor:
         return [self._event(ref) for ref in answered if ref in self._calls]
 
     def close(self) -> None:
-        for actor, _ in self._actors.values():
-            ray.kill(actor)
+        for replica in list(self._actors):
+            self._remove(replica)
         ray.shutdown()
 
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        quiet = {"log_to_driver": False, "logging_level": "error"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if self._address is None:
+            options |= {
+                "num_cpus": usable_cpus(),
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+            }
         try:
-            if self._address is not None:
-                ray.init(address=self._address, **quiet)
-                return
-            ray.init(
-                address="local",
-                num_cpus=usable_cpus(),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            _knock(self._address)
+            with _our_signal_handlers():
+                ray.init(address=self._address or "local", **options)
+        except (OSError, RuntimeError, ValueError) as error:
             where = self._address or "on this machine"
             raise UsageError(
                 f"Ray could not be reached or started ({where}): {error}. Check --address, or "
@@ -155,30 +160,70 @@ class RayExecutor:
         call = self._calls.pop(ref)
         try:
             answer = ray.get(ref)
-        except RayActorError as error:
-            return self._lost(call, str(error))
         except RayTaskError as error:
-            if isinstance(error.cause, CvmBatchError):
-                raise error.cause from None
-            # The device or the process is not to be trusted any more.
-            return self._lost(call, repr(error.cause))
-        if call.lease is None:
-            self._failed_starts = 0
-            return ReplicaReady(call.replica, answer)
-        return LeaseDone(call.replica, call.lease, answer)
+            return self._failed(call, error)
+        except RayActorError as error:
+            preempted = isinstance(error, ActorDiedError) and error.preempted
+            return self._lost(call, str(error), preempted=preempted)
+        except RayError as error:  # as where the answer was lost with its node
+            return self._lost(call, repr(error))
+        if call.lease is not None:
+            return LeaseDone(call.replica, call.lease, answer)
+        actor, share = self._actors[call.replica]
+        self._actors[call.replica] = (actor, replace(share, failed_starts=0))
+        return ReplicaReady(call.replica, answer)
 
-    def _lost(self, call: _Call, detail: str) -> ReplicaLost:
-        actor, share = self._actors.pop(call.replica)
-        ray.kill(actor)
-        self._calls = {ref: c for ref, c in self._calls.items() if c.replica != call.replica}
-        self._failed_starts += call.lease is None
-        if self._failed_starts >= _MAX_FAILED_STARTS:
+    def _failed(self, call: _Call, error: RayTaskError) -> Event:
+        """What to make of an exception in a replica."""
+        cause = error.cause
+        if isinstance(cause, SentinelError) and len(self._actors) > 1:
+            # This device computes wrongly; the others go on without it.
+            self._remove(call.replica)
+            return ReplicaLost(call.replica, str(cause))
+        if isinstance(cause, CvmBatchError):
+            raise cause from None
+        # The device or the process is not to be trusted any more.
+        return self._lost(call, repr(cause))
+
+    def _lost(self, call: _Call, detail: str, *, preempted: bool = False) -> ReplicaLost:
+        """Put another replica in the place of a dead one."""
+        share = self._remove(call.replica)
+        if call.lease is None and not preempted:
+            share = replace(share, failed_starts=share.failed_starts + 1)
+        if share.failed_starts < _MAX_FAILED_STARTS:
+            self._start_replica(share)
+        elif not self._actors:
             raise RunAbortedError(
-                f"{self._failed_starts} replicas in a row died before they could serve; the "
+                f"{share.failed_starts} replicas in a row died before they could serve; the "
                 f"last one: {detail}. Check the nodes' memory and drivers, then submit again."
             )
-        self._start_replica(share)
-        return ReplicaLost(call.replica, detail)
+        return ReplicaLost(call.replica, detail, preempted)
+
+    def _remove(self, replica: int) -> _Share:
+        actor, share = self._actors.pop(replica)
+        ray.kill(actor)
+        self._calls = {ref: call for ref, call in self._calls.items() if call.replica != replica}
+        return share
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nothing listens: Ray would go on trying for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextmanager
+def _our_signal_handlers() -> Iterator[None]:
+    """Keep SIGTERM's handler: ray.init puts one of its own there, which ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _shares(nodes: Sequence[dict[str, Any]], wanted: int | None) -> list[_Share]:
@@ -200,7 +245,8 @@ def _shares(nodes: Sequence[dict[str, Any]], wanted: int | None) -> list[_Share]
         return shares[:wanted]
     if wanted is None:
         return [_Share(0, cpu, cpu) for cpu in cpus if cpu]
-    each = sum(cpus) // wanted
-    if not each:
+    if wanted > sum(cpus):
         raise UsageError(f"--replicas {wanted}, but the cluster has {sum(cpus)} CPUs.")
+    # As many CPUs each as leave room for all, none of which can lie on two nodes.
+    each = next(n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= wanted)
     return [_Share(0, each, each)] * wanted

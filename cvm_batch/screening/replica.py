@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 import cvm_batch
-from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.archives.formats import open_archive
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import BundleDigestError
+from cvm_batch.errors import BundleDigestError, RunAbortedError
 from cvm_batch.model.bundle import load_bundle
-from cvm_batch.model.engine import InferenceEngine, TorchEngine, verify_sentinels
+from cvm_batch.model.engine import InferenceEngine, TorchEngine, default_device, verify_sentinels
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
+from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.tally import PartTally
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
 
@@ -67,7 +68,10 @@ class Replica:
         # One thread for all calls of the engine: PyTorch keeps a thread pool per caller.
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        self._shelf = Shelf(lambda uri: open_archive(Path(uri)))
         self._turn = threading.Lock()
+        self._closed = threading.Event()
+        self._device_name = _name_of(device or default_device())
         self._engine: InferenceEngine = self._device.submit(self._start_engine, device).result()
         self._difference = self._device.submit(
             verify_sentinels, self._engine, bundle.sentinels()
@@ -78,7 +82,7 @@ class Replica:
 
     def info(self) -> ReplicaInfo:
         return ReplicaInfo(
-            device=_device_name(),
+            device=self._device_name,
             precision=str(self._engine.precision),
             backend=self._engine.backend,
             batch_size=self._engine.batch_size,
@@ -94,14 +98,15 @@ class Replica:
         """
         classes = len(self._bundle.spec.class_names)
         tallies = [PartTally(part, classes, self._primary) for part in lease.parts]
-        ahead = 2 * self._spec.threads + 2
-        blocks = ReadAhead(tallies, _open_uri, self._decoders, ahead)
-        running: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
+        ahead = self._spec.threads + 2
+        blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
+        running: deque[tuple[Batch, Future[_Timed]]] = deque()
         try:
             with self._turn:
                 for batch in batches(blocks, self._engine.batch_size):
-                    result = self._device.submit(self._engine.probabilities, batch.tiles)
-                    running.append((batch, result))
+                    if self._closed.is_set():
+                        raise RunAbortedError("The replica was closed while a lease was running.")
+                    running.append((batch, self._device.submit(self._run, batch)))
                     if len(running) > _BATCHES_AHEAD:
                         _count(*running.popleft())
             # The next lease's first batch may follow the last one without a gap.
@@ -109,11 +114,20 @@ class Replica:
                 _count(*running.popleft())
         finally:
             blocks.close()
-        return [tally.finish(self._files) for tally in tallies]
+        # On the decoders, since encoding and flushing many small files takes its time.
+        return list(self._decoders.map(lambda tally: tally.finish(self._files), tallies))
 
     def close(self) -> None:
+        """Give up what runs, at the next batch. Calling it twice is harmless."""
+        self._closed.set()
         self._decoders.shutdown(cancel_futures=True)
         self._device.shutdown(cancel_futures=True)
+        self._shelf.close()
+
+    def _run(self, batch: Batch) -> _Timed:
+        started = time.perf_counter()
+        probabilities = self._engine.probabilities(batch.tiles)
+        return _Timed(probabilities, time.perf_counter() - started)
 
     def _start_engine(self, device: torch.device | None) -> InferenceEngine:
         return TorchEngine(
@@ -138,17 +152,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _count(batch: Batch, result: Future[NDArray[np.float32]]) -> None:
-    probabilities = result.result()
+@dataclass(frozen=True)
+class _Timed:
+    """Probabilities of a batch, and the seconds that the device took."""
+
+    probabilities: NDArray[np.float32]
+    seconds: float
+
+
+def _count(batch: Batch, result: Future[_Timed]) -> None:
+    timed = result.result()
     start = 0
     for tally, tiles in batch.owners:
-        tally.add(tiles, probabilities[start : start + len(tiles)])
+        tally.seconds += timed.seconds * len(tiles) / len(batch.tiles)
+        tally.add(tiles, timed.probabilities[start : start + len(tiles)])
         start += len(tiles)
 
 
-def _open_uri(uri: str) -> SlideArchive:
-    return open_archive(Path(uri))
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+def _name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"

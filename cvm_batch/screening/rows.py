@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import sqrt
 
+from cvm_batch.archives.archive import Integrity
+from cvm_batch.archives.files import printable
+from cvm_batch.errors import Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.classes import CERVICAL_GROUPS
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import SlideRow
 from cvm_batch.screening.ledger import SlideAccount
 from cvm_batch.screening.plan import PlannedSlide
-from cvm_batch.screening.work import TOP_CELLS, Failure, PartOutcome, QualitySums
+from cvm_batch.screening.work import (
+    FAULTS_TOLD,
+    TOP_CELLS,
+    Failure,
+    PartOutcome,
+    QualitySums,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ def slide_row(
 
     ``finished`` is in seconds since the epoch.
     """
-    outcomes = account.counted if account else []
+    outcomes = sorted(account.counted, key=lambda o: o.part.start) if account else []
     failure = slide.failure or (account and account.failure) or _lacking(outcomes)
     status = failure.status if failure else Status.COMPLETE
     counts = _class_counts(context.bundle, outcomes)
@@ -51,19 +60,19 @@ def slide_row(
     return SlideRow(
         run_id=context.run_id,
         slide_id=slide.slide_id,
-        uri=slide.uri,
+        uri=printable(slide.uri),
         slide_identity=slide.info.identity if slide.info else None,
         result_key=slide.result_key,
         bundle=context.bundle.spec.name,
         bundle_digest=context.bundle.digest,
         status=status,
         reason=str(failure.reason) if failure else None,
-        detail=failure.detail if failure else None,
+        detail=printable(failure.detail) if failure else None,
         cells_expected=expected,
         expected_from=str(slide.info.expected_from) if slide.info else None,
         cells_classified=0 if failed else classified,
         cells_unreadable=expected if failed else sum(outcome.unreadable for outcome in outcomes),
-        integrity=_integrity(slide, outcomes),
+        integrity=None if failed else _integrity(outcomes),
         class_counts=counts if complete else None,
         group_counts=groups if complete else None,
         primary_group=primary,
@@ -90,7 +99,17 @@ def slide_row(
 
 def _lacking(outcomes: Sequence[PartOutcome]) -> Failure | None:
     """Why a slide whose parts are all counted is still not complete."""
-    return next((outcome.failure for outcome in outcomes if outcome.failure), None)
+    unreadable = sum(outcome.unreadable for outcome in outcomes)
+    if not unreadable:
+        return None
+    missing = any(outcome.missing for outcome in outcomes)
+    told = [detail for outcome in outcomes for detail in outcome.fault_details][:FAULTS_TOLD]
+    more = f"; and {unreadable - len(told)} more" if unreadable > len(told) else ""
+    tiles = sum(len(outcome.part) for outcome in outcomes)
+    return Failure(
+        Reason.MISSING_TILES if missing else Reason.UNREADABLE_TILES,
+        f"{unreadable} of {tiles} tiles could not be read: {'; '.join(told)}{more}",
+    )
 
 
 def _class_counts(bundle: Bundle, outcomes: Sequence[PartOutcome]) -> dict[str, int]:
@@ -141,17 +160,16 @@ def _quality(outcomes: Sequence[PartOutcome], classified: int) -> _Quality:
     )
 
 
-def _integrity(slide: PlannedSlide, outcomes: Sequence[PartOutcome]) -> str | None:
+def _integrity(outcomes: Sequence[PartOutcome]) -> str | None:
     """The least that was seen in any part."""
     seen = {outcome.integrity for outcome in outcomes if outcome.integrity}
-    if seen:
-        return max(seen)  # "unverified" sorts after "verified"
-    return str(slide.info.integrity) if slide.info else None
+    if not seen:
+        return None
+    return str(Integrity.UNVERIFIED if Integrity.UNVERIFIED in seen else Integrity.VERIFIED)
 
 
 def _files(outcomes: Sequence[PartOutcome], which: str) -> list[str]:
-    in_order = sorted(outcomes, key=lambda outcome: outcome.part.start)
-    return [path for outcome in in_order if (path := getattr(outcome, which))]
+    return [path for outcome in outcomes if (path := getattr(outcome, which))]
 
 
 def _utc(seconds: float) -> datetime:

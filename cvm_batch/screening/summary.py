@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import Status
-from cvm_batch.results.slides import SlideRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,16 @@ class Progress:
     replicas: int
 
 
+@dataclass(frozen=True)
+class NotComplete:
+    """A slide without a plain count, and why."""
+
+    slide_id: str
+    status: Status
+    reason: str | None
+    detail: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """How a run ended."""
@@ -37,9 +46,12 @@ class RunSummary:
     """Slides that this run ended."""
     settled: Counter[Status]
     """Slides that earlier runs had dealt with, and that were left as they are."""
+    settled_not_complete: Sequence[NotComplete]
+    """Those of them that are not complete."""
     left: int
     """Slides that a stopped run left for the next one."""
-    not_complete: Sequence[SlideRow]
+    not_complete: Sequence[NotComplete]
+    """Of the slides that this run ended."""
     ignored: int
     cells: int
     seconds_starting: float
@@ -71,13 +83,6 @@ class RunSummary:
             "seconds_starting": self.seconds_starting,
             "seconds_classifying": self.seconds_classifying,
             "tiles_per_second": self.tiles_per_second,
-            "not_complete": [
-                {
-                    "slide_id": row.slide_id,
-                    "status": str(row.status),
-                    "reason": row.reason,
-                    "detail": row.detail,
-                }
-                for row in self.not_complete
-            ],
+            "not_complete": [asdict(slide) for slide in self.not_complete],
+            "settled_not_complete": [asdict(slide) for slide in self.settled_not_complete],
         }

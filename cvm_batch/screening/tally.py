@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvm_batch.archives.archive import TileBlock, TileFault
+from cvm_batch.archives.archive import TileBlock
 from cvm_batch.errors import NonFiniteOutputError, Reason, SlideError
 from cvm_batch.results.cells import CellColumns, PartFiles
 from cvm_batch.screening.quality import Quality
-from cvm_batch.screening.work import TOP_CELLS, Failure, Part, PartOutcome, QualitySums
+from cvm_batch.screening.work import (
+    FAULTS_TOLD,
+    TOP_CELLS,
+    Failure,
+    Part,
+    PartOutcome,
+    QualitySums,
+)
 from cvm_batch.tiles import Tiles
-
-_FAULTS_IN_DETAIL = 3
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,15 @@ class PartTally:
         self.part = part
         self.failure: Failure | None = None
         self.integrity: str | None = None
+        self.seconds = 0.0
         self._primary = list(primary)
         self._counts = np.zeros(classes, np.int64)
         self._rows: list[CellColumns] = []
         self._unreadable = 0
-        self._faults: list[TileFault] = []
+        self._missing = 0
+        self._fault_details: list[str] = []
         self._quality = QualitySums()
         self._tops: list[tuple[CellColumns, NDArray[np.uint8]]] = []
-        self._started = time.monotonic()
 
     def fail(self, error: SlideError) -> None:
         """Give the part up; the first cause counts."""
@@ -69,7 +74,10 @@ class PartTally:
 
     def note_unreadable(self, block: TileBlock) -> None:
         self._unreadable += int(len(block) - block.readable.sum())
-        self._faults.extend(block.faults.values())
+        for _, fault in sorted(block.faults.items()):
+            self._missing += fault.reason is Reason.MISSING_TILES
+            if len(self._fault_details) < FAULTS_TOLD:
+                self._fault_details.append(fault.detail)
 
     def add(self, tiles: ReadableTiles, probabilities: NDArray[np.float32]) -> None:
         """Count tiles whose class probabilities [n, classes] are known."""
@@ -100,9 +108,8 @@ class PartTally:
 
     def finish(self, files: PartFiles) -> PartOutcome:
         """Write the part's files and say what was found. Raises CommitError."""
-        seconds = time.monotonic() - self._started
         if self.failure is not None:
-            return PartOutcome(part=self.part, failure=self.failure, seconds=seconds)
+            return PartOutcome(part=self.part, failure=self.failure, seconds=self.seconds)
         classified = int(self._counts.sum())
         if classified + self._unreadable != len(self.part):
             raise AssertionError(
@@ -117,16 +124,17 @@ class PartTally:
             tops_file = files.write_tops(*name, CellColumns.concatenate(rows), tiles)
         return PartOutcome(
             part=self.part,
-            failure=self._lacking(),
             class_counts=tuple(int(count) for count in self._counts),
             classified=classified,
             unreadable=self._unreadable,
+            missing=self._missing,
+            fault_details=tuple(self._fault_details),
             top_scores=tuple(_score(row) for row, _ in self._tops),
             quality=self._quality,
             integrity=self.integrity,
             cells_file=cells_file,
             tops_file=tops_file,
-            seconds=seconds,
+            seconds=self.seconds,
         )
 
     def _keep_tops(self, rows: CellColumns, tiles: Tiles) -> None:
@@ -141,18 +149,6 @@ class PartTally:
         # Equal scores go by index, so that the choice does not depend on how parts fell.
         self._tops.sort(key=lambda top: (-_score(top[0]), int(top[0].index[0])))
         del self._tops[TOP_CELLS:]
-
-    def _lacking(self) -> Failure | None:
-        if not self._unreadable:
-            return None
-        missing = any(fault.reason is Reason.MISSING_TILES for fault in self._faults)
-        shown = "; ".join(fault.detail for fault in self._faults[:_FAULTS_IN_DETAIL])
-        more = len(self._faults) - _FAULTS_IN_DETAIL
-        return Failure(
-            Reason.MISSING_TILES if missing else Reason.UNREADABLE_TILES,
-            f"{self._unreadable} of {len(self.part)} tiles could not be read: {shown}"
-            + (f"; and {more} more" if more > 0 else ""),
-        )
 
     def _non_finite(self, index: int) -> NonFiniteOutputError:
         return NonFiniteOutputError(

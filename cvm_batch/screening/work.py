@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cvm_batch.errors import PASSING_REASONS, Reason, SlideError
+from cvm_batch.errors import Reason, SlideError
 from cvm_batch.results.schemas import Status
 
+#: Faulty tiles whose details a row's sentence quotes.
+FAULTS_TOLD = 3
 #: A slide's score is the mean primary-group probability of this many cells.
 TOP_CELLS = 20
 
@@ -35,6 +37,10 @@ class Part:
     stop: int
     attempt: int = 0
     """Counts from 0; an answer to any but the newest attempt is ignored."""
+    errors: int = 0
+    """Earlier attempts that ended in an error that may pass."""
+    deaths: int = 0
+    """Earlier attempts that killed their replica while they were alone on it."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -58,10 +64,6 @@ class Failure:
 
     reason: Reason
     detail: str
-
-    @property
-    def passing(self) -> bool:
-        return self.reason in PASSING_REASONS
 
     @property
     def status(self) -> Status:
@@ -98,11 +100,16 @@ class PartOutcome:
 
     part: Part
     failure: Failure | None = None
-    """Set where the part could not be classified, or not all of it."""
+    """Why nothing of the part counts; None where every tile is accounted for."""
     class_counts: tuple[int, ...] = ()
     """Cells per class in the bundle's order; they sum to ``classified``."""
     classified: int = 0
     unreadable: int = 0
+    """Tiles that did not decode, or were missing."""
+    missing: int = 0
+    """Those of the unreadable that were not there at all."""
+    fault_details: tuple[str, ...] = ()
+    """What was wrong with the first few of them."""
     top_scores: tuple[float, ...] = ()
     """Primary-group probabilities of the most suspicious cells, at most TOP_CELLS."""
     quality: QualitySums = field(default_factory=QualitySums)
@@ -110,12 +117,7 @@ class PartOutcome:
     cells_file: str | None = None
     tops_file: str | None = None
     seconds: float = 0.0
-    """From the first byte read to the last result."""
-
-    @property
-    def counted(self) -> bool:
-        """True where every tile of the part is accounted for."""
-        return self.failure is None or self.failure.status is Status.INCOMPLETE
+    """Of decoding threads and the device together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.training.metrics import Metrics
 
 _CARD = """\
-# {name}
+# {spec.name}
 
 **A demonstration. Not a medical device, and not for diagnosis:** no decision about a
 person may rest on it. It shows that the service works, on public images and from a
@@ -17,16 +18,18 @@ training on one machine.
 
 ## What it is
 
-{kind}, for single-cell images stretched to {input_px} x {input_px} px. Classes, in the
-order of its outputs: {classes}. Weights are stored in {precision}. The scale of the
-training images is {scale}.
+CVM-Cervix (a CNN and a visual transformer, fused by an MLP), for single-cell images
+stretched to {spec.preprocessing.input_px} x {spec.preprocessing.input_px} px. Classes, in
+the order of its outputs: {classes}. Weights are stored in {spec.precision}. The scale of
+the training images is {scale}.
 
 {groups}
 
 ## Figures on held-back cells
 
-Measured on {test_cells} test cells from {test_groups} groups ({grouped_by}) of which no
-cell was in training or chose the epoch, with the weights as stored, run in fp32.
+Measured on {side[cells]} test cells from {side[groups]} groups (a group is one
+{data[grouped_by]}), of which no cell was in training or chose the epoch, with the weights
+as stored, run in fp32.
 
 Accuracy {accuracy} %; macro precision {macro_precision} %, recall {macro_recall} %,
 F1 {macro_f1} %. Accuracy is flattered by the commonest class: read the classes one by one.
@@ -36,86 +39,74 @@ F1 {macro_f1} %. Accuracy is flattered by the commonest class: read the classes 
 Cells by their true class (rows) and what they were taken for (columns):
 
 {confusion}
+
 {abnormal}
+
 ## Data
 
 {source}
-SHA-256 over names, contents and labels: `{digest}`.
 
-Cells (and groups) on each side of the split, which is by group, with seed {split_seed}:
+SHA-256 over names, contents and labels: `{data[digest]}`.
+
+Cells (and groups) on each side of the split, which is by group, with seed {split[seed]}:
 
 {sides}
 
 ## How it was trained
 
-From random weights with recipe `{recipe}`: {epochs} epochs of batches of {batch_size},
-AdamW with learning rate {learning_rate} ({schedule}) and weight decay {weight_decay},
-class weighting {class_weighting}, label smoothing {label_smoothing}, average of the
-weights {ema}, seed {seed}. Of all epochs, number {best_epoch} had the highest macro F1 on
-the validation cells, and is this one. cvm-batch {cvm_batch}, torch {torch}, timm {timm},
-in {arithmetic} on {device}. `bundle.json` holds the whole recipe and the validation
-figures.
+From random weights with recipe `{recipe[name]}`: {recipe[epochs]} epochs of batches of
+{recipe[batch_size]}, AdamW with learning rate {recipe[learning_rate]}
+({recipe[schedule]}) and weight decay {recipe[weight_decay]}, class weighting
+{recipe[class_weighting]}, label smoothing {recipe[label_smoothing]}, seed {recipe[seed]};
+{average}. Of all epochs, number {training[best_epoch]} had the highest macro F1 on the
+validation cells, and is this one; that figure, {validation_f1} %, is flattered by the
+choice. cvm-batch {versions[cvm_batch]}, torch {versions[torch]}, timm {versions[timm]}, in
+{training[precision]} on {training[device]}. `bundle.json` holds the whole recipe and all
+validation figures.
 
 ## Limits
 
-- Where a class has few test cells, from two or three groups, its figures are rough: of 10
-  cells, each is worth 10 points. Another split gives other figures.
+- Where a class has few test cells, from two or three groups, its figures are rough: of ten
+  cells, each is worth ten points. Another split gives other figures.
 - It knows the stain, focus and smears of its training data only. Other laboratories,
-  scanners, magnifications and liquid-based preparations were not tried.
-- It has no class for glandular cells, inflammation, organisms, or what is no cell at all:
-  everything becomes one of its classes.
+  scanners, magnifications and preparations were not tried.
+- It has no class for what is not among its classes, and what is no cell at all: everything
+  becomes one of them.
 - It was measured on cells. What its counts say about a whole slide was not measured.
 - Its probabilities are not calibrated.
 """
+_WIDTH = 90
 
 
 def model_card(spec: BundleSpec, test: Metrics) -> str:
     """The card of a bundle, from its provenance and the figures on its test cells."""
     provenance = spec.provenance
-    recipe, data, split = (provenance[key] for key in ("recipe", "data", "split"))
+    data, split, recipe = (provenance[key] for key in ("data", "split", "recipe"))
     figures = test.to_json()
-    return _CARD.format(
-        name=spec.name,
-        kind="CVM-Cervix (a CNN and a visual transformer, fused by an MLP)",
-        input_px=spec.preprocessing.input_px,
+    card = _CARD.format(
+        spec=spec,
+        recipe=recipe,
+        data=data,
+        split=split,
+        side=split["sides"]["test"],
+        training=provenance["training"],
+        versions=provenance["versions"],
         classes=", ".join(spec.class_names),
-        precision=spec.precision,
         scale="not recorded" if spec.tile_um is None else f"{spec.tile_um} µm a tile",
         groups=_groups(spec),
-        test_cells=int(test.support.sum()),
-        test_groups=split["sides"]["test"]["groups"],
-        grouped_by=data["grouped_by"],
-        accuracy=percent(figures["accuracy"]),
-        macro_precision=percent(figures["macro_precision"]),
-        macro_recall=percent(figures["macro_recall"]),
-        macro_f1=percent(figures["macro_f1"]),
         figures=_figures(figures["per_class"]),
         confusion=_confusion(test),
         abnormal=_abnormal(spec, test),
         source=data["source"] or "Source and licence were not recorded: ask who trained it.",
-        digest=data["digest"],
-        split_seed=split["seed"],
         sides=_sides(spec.class_names, split["sides"]),
-        recipe=recipe["name"],
-        ema="not taken" if recipe["ema_decay"] is None else f"with decay {recipe['ema_decay']}",
-        best_epoch=provenance["training"]["best_epoch"],
-        device=provenance["training"]["device"],
-        arithmetic=provenance["training"]["precision"],
+        average=_average(recipe["ema_decay"]),
+        validation_f1=percent(provenance["metrics"]["validation"]["macro_f1"]),
         **{
-            key: recipe[key]
-            for key in (
-                "epochs",
-                "batch_size",
-                "learning_rate",
-                "schedule",
-                "weight_decay",
-                "class_weighting",
-                "label_smoothing",
-                "seed",
-            )
+            name: percent(figures[name])
+            for name in ("accuracy", "macro_precision", "macro_recall", "macro_f1")
         },
-        **provenance["versions"],
     )
+    return "\n\n".join(map(_filled, card.split("\n\n")))
 
 
 def percent(share: float | None) -> str:
@@ -149,11 +140,11 @@ def _confusion(test: Metrics) -> str:
 def _abnormal(spec: BundleSpec, test: Metrics) -> str:
     """What screening asks: whether an abnormal cell is found as abnormal of any class."""
     if spec.primary_group is None:
-        return ""
+        return "None of its classes is in a primary group."
     found = test.merged(spec.groups[spec.primary_group]).to_json()["per_class"]["group"]
     return (
-        f"\nAs one class, `{spec.primary_group}` has precision {percent(found['precision'])} % "
-        f"and recall {percent(found['recall'])} % ({found['support']} cells).\n"
+        f"As one class, `{spec.primary_group}` has precision {percent(found['precision'])} % "
+        f"and recall {percent(found['recall'])} % ({found['support']} cells)."
     )
 
 
@@ -168,6 +159,19 @@ def _sides(class_names: Sequence[str], sides: Mapping[str, Any]) -> str:
     ]
     total = [f"{side['cells']} ({side['groups']})" for side in sides.values()]
     return _table(["class", *sides], [*rows, ["all", *total]])
+
+
+def _average(decay: float | None) -> str:
+    if decay is None:
+        return "the last weights of an epoch are judged"
+    return f"the running average of the weights (decay {decay}) is judged and kept"
+
+
+def _filled(block: str) -> str:
+    """A paragraph filled anew, now that its words are in it; other blocks as they are."""
+    if block.startswith(("#", "|", "-")):
+        return block
+    return textwrap.fill(block, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -46,7 +46,7 @@ class LabelledCells:
     groups: tuple[str, ...]
     """[n], what must not be torn apart: the frame, or the file's digest where none is known."""
     grouped_by: str
-    """What a group is, for people: ``frame`` or ``identical file``."""
+    """What a group is, for people: ``frame`` or ``file``."""
     cell_ids: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ def _from_folders(root: Path) -> LabelledCells:
         names=[path.parent.name for path in paths],
         # Public sets hold the same file under several names (facts: 17 times in PBC).
         groups=[_file_digest(path) for path in paths],
-        grouped_by="identical file",
+        grouped_by="file",
         cell_ids=[path.stem for path in paths],
     )
 

@@ -88,7 +88,10 @@ def test_a_damaged_slide_is_told_with_its_reason(
     code, told, _ = submit(slides, tiny_bundle.path, tmp_path / "results")
     assert code == 3
     assert "1 complete, 1 failed" in told
-    assert "checksum_mismatch" in told
+    assert "\n  a.zip: failed, checksum_mismatch: " in told
+    code, told, _ = submit(slides, tiny_bundle.path, tmp_path / "results")
+    assert code == 3
+    assert "\n  a.zip: failed, checksum_mismatch: " in told, "still told when it is left alone"
 
 
 def test_a_missing_bundle(slides: Path, tmp_path: Path) -> None:
@@ -143,18 +146,21 @@ def test_wrong_options(slides: Path, tiny_bundle: Bundle, tmp_path: Path) -> Non
     assert submit(slides, tiny_bundle.path, tmp_path, "--replicas", "2")[0] == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "executor"),
+    [(signal.SIGINT, "local"), (signal.SIGTERM, "local"), (signal.SIGTERM, "ray")],
+)
 def test_a_signal_finishes_what_runs_and_exits_4(
-    number: signal.Signals, tiny_bundle: Bundle, tmp_path: Path
+    number: signal.Signals, executor: str, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    many_slides(tmp_path / "slides", 150)
+    many_slides(tmp_path / "slides", 200)
     out = tmp_path / "results"
     arguments = ["submit", tmp_path / "slides", "--model", tiny_bundle.path, "--out", out]
-    options = ["--executor", "local", "--batch-size", "4", "--precision", "fp32"]
+    options = ["--executor", executor, "--batch-size", "4", "--precision", "fp32"]
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments), *options], stdout=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while not any((out / "cells").rglob("*.parquet")):
         assert process.poll() is None
         assert time.monotonic() < deadline

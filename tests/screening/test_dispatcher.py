@@ -77,9 +77,18 @@ def test_two_leases_in_flight_and_no_more() -> None:
 def test_lease_size_follows_the_measured_speed() -> None:
     made = dispatcher(100_000)
     lease = lease_for(made, now=10.0)
-    made.lease_done(lease.number, outcomes(lease), now=10.5)
-    speed = lease.tiles / 0.5
-    assert lease_for(made, now=10.5).tiles == round(speed * POLICY.lease_seconds / 8) * 8
+    made.lease_done(lease.number, outcomes(lease), now=12.0)
+    speed = lease.tiles / 2.0
+    assert lease_for(made, now=12.0).tiles == round(speed * POLICY.lease_seconds / 8) * 8
+
+
+def test_two_answers_in_one_moment_do_not_look_like_speed() -> None:
+    made = dispatcher(1_000_000)
+    first, second = lease_for(made, now=10.0), lease_for(made, now=10.0)
+    made.lease_done(first.number, outcomes(first), now=14.0)
+    made.lease_done(second.number, outcomes(second), now=14.0 + 2e-5)
+    speed = first.tiles / 4.0
+    assert lease_for(made, now=14.1).tiles <= 2 * speed * POLICY.lease_seconds
 
 
 def test_a_slide_ends_once_when_all_its_parts_are_counted() -> None:
@@ -100,7 +109,7 @@ def test_a_passing_error_is_tried_again_after_a_wait() -> None:
     made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], now=10.0)
     assert made.next_lease(0, 10.5) is None
     again = lease_for(made, now=11.0)
-    assert again.parts == (replace(lease.parts[0], attempt=1),)
+    assert again.parts == (replace(lease.parts[0], attempt=1, errors=1),)
     assert made.lease_done(again.number, outcomes(again), 12.0) == [0]
     assert made.ledger.accounts[0].attempts == 2
 
@@ -153,7 +162,7 @@ def test_after_a_death_each_suspect_runs_alone() -> None:
     made.lease_done(busy.number, outcomes(busy), 2.0)
     for part in lost.parts:
         alone = lease_for(made, 1, 2.0)
-        assert alone.parts == (replace(part, attempt=1),)
+        assert alone.parts == (replace(part, attempt=1),), "not charged yet"
         assert made.next_lease(1, 2.0) is None, "nothing runs beside a suspect"
         made.lease_done(alone.number, outcomes(alone), 2.0)
     assert lease_for(made, 1, 3.0).parts[0].attempt == 0
@@ -173,11 +182,39 @@ def test_a_slide_that_kills_its_replica_each_time_fails_alone() -> None:
         else:
             ended += made.lease_done(lease.number, outcomes(lease), 1.0)
     assert sorted(ended) == [0, 1]
+    assert replica == 1 + POLICY.max_attempts, "the first death was nobody's in particular"
     failure = made.ledger.accounts[killer].failure
     assert failure is not None
     assert failure.reason is Reason.REPLICA_LOST
     assert "signal 11" in failure.detail
     assert made.ledger.accounts[1].failure is None
+
+
+def test_preempted_nodes_are_not_charged_to_the_slide() -> None:
+    made = dispatcher(8)
+    for replica in range(10):
+        lease_for(made, replica, 1.0)
+        assert made.replica_lost(replica, "spot", 1.0, preempted=True) == []
+        made.add_replica(replica + 1)
+    last = lease_for(made, 10, 1.0)
+    assert made.lease_done(last.number, outcomes(last), 2.0) == [0]
+    assert made.ledger.accounts[0].failure is None
+
+
+def test_read_errors_and_deaths_are_counted_apart() -> None:
+    made = dispatcher(8)
+    lease = lease_for(made)
+    made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], 1.0)
+    lease = lease_for(made, now=100.0)
+    made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], 101.0)
+    lease_for(made, now=200.0)
+    assert made.replica_lost(0, "killed", 201.0) == []
+
+
+def test_a_slide_that_changed_is_not_tried_again_in_the_same_run() -> None:
+    made = dispatcher(8)
+    lease = lease_for(made)
+    assert made.lease_done(lease.number, [failed(lease.parts[0], Reason.INPUT_CHANGED)], 1.0) == [0]
 
 
 @settings(max_examples=200, deadline=None)

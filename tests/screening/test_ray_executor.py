@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from safetensors.numpy import load_file, save_file
 
 from cvm_batch.errors import ExitCode, SentinelError, UsageError
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
@@ -38,16 +42,31 @@ def settings(tmp_path: Path, tiny_bundle: Bundle) -> Settings:
 
 
 def replica_processes() -> list[int]:
-    """Process IDs of this machine's Ray replicas."""
+    """Process IDs of the replicas of this test's own Ray."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if command.startswith(b"ray::ReplicaActor"):
+        if command.startswith(b"ray::ReplicaActor") and os.getpid() in ancestors(folder.name):
             found.append(int(folder.name))
     return sorted(found)
+
+
+def ancestors(process: str) -> Iterator[int]:
+    while process != "0":
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return
+        process = stat.rpartition(")")[2].split()[1]
+        yield int(process)
+
+
+def replicas_lost(settings: Settings) -> int:
+    (path,) = (settings.out / "runs").glob("*.json")
+    return len(json.loads(path.read_text())["replicas_lost"])
 
 
 def once_under_way(act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -83,18 +102,13 @@ def test_a_killed_replica_costs_nothing_but_time(settings: Settings, tmp_path: P
 
     summary = run_on(RayExecutor(), settings, report=once_under_way(kill))
     assert summary.exit_code is ExitCode.COMPLETE
+    assert replicas_lost(settings) == 1
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
 
 
 def test_a_bundle_that_fails_its_sentinels_stops_the_run(
     settings: Settings, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    import json
-    import shutil
-
-    import numpy as np
-    from safetensors.numpy import load_file, save_file
-
     bad = tmp_path / "bad"
     shutil.copytree(tiny_bundle.path, bad)
     arrays = load_file(bad / SENTINELS_FILE)
@@ -161,3 +175,8 @@ def test_more_replicas_than_there_is_room_for_are_refused() -> None:
         _shares([node(4, 1)], 2)
     with pytest.raises(UsageError, match="the cluster has 2 CPUs"):
         _shares([node(2)], 3)
+
+
+def test_replicas_share_nodes_of_different_size() -> None:
+    assert [share.cpus for share in _shares([node(4), node(2)], 2)] == [2, 2]
+    assert [share.cpus for share in _shares([node(4), node(2)], 3)] == [2, 2, 2]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from cvm_batch.errors import ExitCode, ResultsInUseError, UsageError
+from cvm_batch.errors import CommitError, ExitCode, ResultsInUseError, UsageError
 from cvm_batch.model.bundle import Bundle, write_bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.folder import ResultsFolder
@@ -33,7 +33,7 @@ from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import Status
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
-from cvm_batch.screening.summary import RunSummary
+from cvm_batch.screening.summary import Progress, RunSummary
 from tests.archives import making
 from tests.conftest import coloured_tiles
 
@@ -242,6 +242,11 @@ def test_damage_costs_its_slide_alone(settings: Settings) -> None:
     again = run(settings)
     assert again.by_status.total() == 0, "the same bytes would fail again"
     assert again.exit_code is ExitCode.NOT_ALL_COMPLETE
+    assert {(slide.slide_id, slide.reason) for slide in again.settled_not_complete} == {
+        ("broken.zip", "bad_format"),
+        ("folder", "unreadable_tiles"),
+        ("zip.zip", "checksum_mismatch"),
+    }
 
 
 def test_a_passing_error_is_tried_again_by_the_next_submit(settings: Settings) -> None:
@@ -308,14 +313,63 @@ def many_slides(folder: Path, count: int) -> None:
 
 def test_a_stopped_run_leaves_the_rest_for_the_next(settings: Settings, tmp_path: Path) -> None:
     many_slides(settings.inputs[0], 40)
-    summary = run(replace(settings, batch_size=8), should_stop=lambda: True)
+    small = replace(settings, batch_size=8)
+    done = 0
+
+    def look(progress: Progress) -> None:
+        nonlocal done
+        done = progress.slides_done
+
+    summary = run(small, report=look, should_stop=lambda: done > 0)
     assert summary.state is RunState.STOPPED
     assert summary.exit_code is ExitCode.STOPPED
+    assert 0 < summary.by_status.total() < 40
     assert summary.left == 40 - summary.by_status.total()
-    again = run(replace(settings, batch_size=8))
+    again = run(small)
     assert again.exit_code is ExitCode.COMPLETE
     assert again.settled.total() == summary.by_status.total()
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_a_second_interruption_stops_at_once_and_says_so(settings: Settings) -> None:
+    many_slides(settings.inputs[0], 40)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.slides_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(settings, batch_size=8), report=interrupt)
+    (path,) = (settings.out / "runs").glob("*.json")
+    manifest = json.loads(path.read_text())
+    assert (manifest["state"], manifest["exit_code"]) == ("stopped", 4)
+    assert manifest["slides"]["complete"] == len(rows(settings)) > 0
+
+
+def test_a_commit_that_fails_aborts_the_run_and_says_so(settings: Settings) -> None:
+    def put_a_file_in_the_way(progress: Progress) -> None:
+        (settings.out / "cells").write_text("not a folder")
+
+    with pytest.raises(CommitError, match="could not be committed"):
+        run(settings, report=put_a_file_in_the_way)
+    (path,) = (settings.out / "runs").glob("*.json")
+    manifest = json.loads(path.read_text())
+    assert (manifest["state"], manifest["exit_code"]) == ("aborted", 1)
+    (settings.out / "cells").unlink()
+    assert run(settings).exit_code is ExitCode.COMPLETE
+
+
+def test_a_name_that_is_not_utf8_costs_nobody_anything(settings: Settings) -> None:
+    folder = os.fsencode(settings.inputs[0])
+    shutil.copy(folder + b"/zip.zip", folder + b"/good\xff.zip")
+    Path(os.fsdecode(folder + b"/bad\xfe.zip")).write_bytes(b"PK no zip")
+    summary = run(settings)
+    assert summary.exit_code is ExitCode.NOT_ALL_COMPLETE
+    found = by_slide(settings)
+    assert found["good\\xff.zip"]["status"] == "complete"
+    assert found["bad\\xfe.zip"]["status"] == "failed"
+    assert found["bad\\xfe.zip"]["uri"].endswith("/bad\\xfe.zip")
+    assert run(settings).by_status.total() == 0
 
 
 DRIVER = """
@@ -354,6 +408,7 @@ def kill_and_submit_again(settings: Settings, tmp_path: Path, delay: float) -> N
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     committed = by_slide(settings) if (settings.out / "slides").exists() else {}
+    assert len(committed) < 60, "the driver was killed too late"
     again = run(settings)
     assert again.settled.total() == len(committed)
     assert again.exit_code is ExitCode.COMPLETE
@@ -369,8 +424,18 @@ def wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_superseded_cells_are_removed_at_the_end(settings: Settings) -> None:
-    flip_byte_in_member(settings.inputs[0] / "zip.zip")
-    run(settings)
+    """A slide that fails at its end, when its other parts have written their files."""
+    path = settings.inputs[0] / "v3.zarr"
+    shutil.rmtree(path)
+    making.write_zarr(path, tiles(400, seed=1), chunk=16)
+    chunk = path / "tiles/c/24/0/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1
+    chunk.write_bytes(data)
+    summary = run(replace(settings, batch_size=8))
+    assert {(slide.slide_id, slide.reason) for slide in summary.not_complete} == {
+        ("v3.zarr", "checksum_mismatch")
+    }
     named = {name for row in rows(settings) for name in (*row["cells_files"], *row["tops_files"])}
     on_disk = {
         path.relative_to(settings.out).as_posix()

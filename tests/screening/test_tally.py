@@ -141,29 +141,24 @@ def block_with(faults: dict[int, TileFault], count: int) -> TileBlock:
     )
 
 
-def test_unreadable_tiles_make_the_part_incomplete_and_keep_the_counts(files: PartFiles) -> None:
+def test_unreadable_tiles_are_told_and_the_others_counted(files: PartFiles) -> None:
     part = tally(6)
     part.note_unreadable(
         block_with({n: TileFault(Reason.UNREADABLE_TILES, f"{n}.jpg") for n in range(5)}, 6)
     )
     part.add(readable(np.array([5])), probabilities(np.array([0.9])))
     found = part.finish(files)
-    assert found.counted
-    assert found.failure is not None
-    assert found.failure.reason is Reason.UNREADABLE_TILES
-    assert found.failure.detail == (
-        "5 of 6 tiles could not be read: 0.jpg; 1.jpg; 2.jpg; and 2 more"
-    )
-    assert (found.classified, found.unreadable) == (1, 5)
+    assert found.failure is None
+    assert (found.classified, found.unreadable, found.missing) == (1, 5, 0)
+    assert found.fault_details == ("0.jpg", "1.jpg", "2.jpg")
 
 
-def test_missing_tiles_have_a_reason_of_their_own(files: PartFiles) -> None:
+def test_missing_tiles_are_counted_among_the_unreadable(files: PartFiles) -> None:
     part = tally(2)
     part.note_unreadable(block_with({0: TileFault(Reason.MISSING_TILES, "chunk 0")}, 2))
     part.add(readable(np.array([1])), probabilities(np.array([0.9])))
-    failure = part.finish(files).failure
-    assert failure is not None
-    assert failure.reason is Reason.MISSING_TILES
+    found = part.finish(files)
+    assert (found.unreadable, found.missing) == (1, 1)
 
 
 def test_a_tile_that_nobody_accounts_for_is_an_error(files: PartFiles) -> None:

@@ -47,7 +47,7 @@ def test_without_frames_identical_files_stay_together(own: Path) -> None:
     group = dict(zip(cells.files, cells.groups, strict=True))
     assert group["NILM/copy.jpg"] == group["NILM/0000.jpg"]
     assert len(set(cells.groups)) == 120
-    assert cells.grouped_by == "identical file"
+    assert cells.grouped_by == "file"
 
 
 def test_the_papers_classes_come_first_and_in_its_order() -> None:
