@@ -75,7 +75,7 @@ class _Run:
         self._precision = choose_precision(device, settings.precision)
         history = History.read(results)
         self._plan: Plan = make_plan(settings.inputs, bundle, self._precision, history)
-        self._planned = self._clock.now()
+        self._planned = self._ended = self._clock.now()
         spec = ReplicaSpec(
             bundle=bundle.path,
             bundle_digest=bundle.digest,
@@ -92,8 +92,9 @@ class _Run:
         self._write_manifest(RunState.RUNNING)
         try:
             self._driver.drive(report, should_stop)
-            self._executor.close()  # what still runs belongs to slides that have failed
             self._driver.commits.flush()
+            self._ended = self._clock.now()
+            self._executor.close()  # what still runs belongs to slides that have failed
             self._driver.commits.remove_superseded()
         except BaseException as error:
             self._abort(error)
@@ -121,7 +122,7 @@ class _Run:
         driver, commits = self._driver, self._driver.commits
         left = self._plan.slide_count - commits.by_status.total()
         since = driver.serving_since
-        seconds = self._clock.now() - since if since else 0.0
+        seconds = self._ended - since if since else 0.0
         return RunSummary(
             run_id=self._name.run_id,
             state=RunState.STOPPED if left else RunState.FINISHED,
