@@ -6,5 +6,5 @@
       tops/run_date=YYYY-MM-DD/<run_id>/<part>.parquet      the most suspicious cells' tiles
       runs/<run_id>.json                                    the run's manifest
 
-Only this package writes there. docs/results.md explains every column.
+Only this package writes there. README.md explains every column.
 """

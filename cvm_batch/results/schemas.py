@@ -1,4 +1,4 @@
-"""The columns of the result tables. docs/results.md says what each one means."""
+"""The columns of the result tables. README.md says what each one means."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from cvm_batch.results.schemas import SCHEMA_VERSION, SLIDES, Adequacy, Status
 
 @dataclass(frozen=True, kw_only=True)
 class SlideRow:
-    """One row of the slides table; docs/results.md explains the columns."""
+    """One row of the slides table; README.md explains the columns."""
 
     run_id: str
     slide_id: str
