@@ -109,10 +109,10 @@ def _print_bundle(bundle: Bundle, parameters: int, difference: float) -> None:
     STDOUT.print(table)
 
 
-def _flat(value: object) -> str:
-    """A nested provenance entry as readable text."""
+def _flat(value: object, depth: int = 0) -> str:
+    """A nested provenance entry on one line; its depths are for ``--json``."""
+    if isinstance(value, (dict, list)) and depth > 1:
+        return "…"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(entry)}" for key, entry in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+        return ", ".join(f"{key} {_flat(entry, depth + 1)}" for key, entry in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -122,7 +122,7 @@ class ResultsFolder:
 
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, each of which survives a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         _flush_folder(path.parent)

@@ -110,3 +110,10 @@ def test_only_named_files_are_kept(results: ResultsFolder) -> None:
         results.publish(f"cells/run/{name}.parquet", b"rows")
     assert results.remove_except("cells/run", {"cells/run/b.parquet"}) == 2
     assert visible(results) == ["b.parquet"]
+
+
+def test_folders_are_made_as_deep_as_needed(tmp_path: Path) -> None:
+    results = ResultsFolder(tmp_path / "a" / "b" / "results")
+    results.prepare()
+    results.publish("slides/run_date=2026-01-31/a.parquet", b"rows")
+    assert visible(results) == ["a.parquet"]
