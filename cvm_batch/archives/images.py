@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -42,7 +41,7 @@ from cvm_batch.archives.files import (
     stamp_if_present,
     stamp_present,
 )
-from cvm_batch.archives.members import FolderMembers, Members
+from cvm_batch.archives.members import FolderMembers, MemberArchive, Members
 from cvm_batch.archives.zip_members import ZipMembers
 from cvm_batch.errors import BadFormatError, EmptyArchiveError, Reason
 from cvm_batch.tiles import Tiles
@@ -52,7 +51,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-class ImageArchive:
+class ImageArchive(MemberArchive):
     """The crops of one slide. Pixels are decoded when they are read, nothing is kept."""
 
     def __init__(
@@ -62,10 +61,7 @@ class ImageArchive:
         list_files: Callable[[Path], tuple[FileStamp, ...]],
     ) -> None:
         """Raises SlideError."""
-        self._path = path
-        self._open_members = open_members
-        self._list_files = list_files
-        self._members = open_members(path)
+        super().__init__(path, open_members, list_files)
         try:
             beside = _stamps_beside(path)
             self._table = _read_table(self._members, beside)
@@ -82,12 +78,6 @@ class ImageArchive:
             integrity=self._members.integrity,
         )
 
-    def describe(self) -> SlideInfo:
-        if identity(self._list_files(self._path)) == self._info.identity:
-            return self._info
-        with closing(ImageArchive(self._path, self._open_members, self._list_files)) as anew:
-            return anew._info
-
     def read(self, start: int, stop: int) -> TileBlock:
         check_range(start, stop, len(self._tiles))
         outcomes = [self._tile(name) for name in self._tiles[start:stop]]
@@ -102,9 +92,6 @@ class ImageArchive:
             readable=np.array([i not in faults for i in range(stop - start)]),
             faults=faults,
         )
-
-    def close(self) -> None:
-        self._members.close()
 
     def _list_tiles(self) -> Sequence[str]:
         """Names of the tiles in their order."""

@@ -6,11 +6,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from cvm_batch.archives.archive import Integrity
-from cvm_batch.archives.files import FileStamp, is_folder, read_file, reading
+from cvm_batch.archives.archive import Integrity, SlideInfo
+from cvm_batch.archives.files import FileStamp, identity, is_folder, read_file, reading
 from cvm_batch.archives.limits import MAX_MEMBERS
 from cvm_batch.errors import BadFormatError, OverLimitError, UnsafeArchiveError
 
@@ -44,6 +45,34 @@ class Members(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class MemberArchive:
+    """What slide archives made of members share: the files they came from, and their watch."""
+
+    _info: SlideInfo
+    """Set by the subclass, of the members as they were when it opened them."""
+
+    def __init__(
+        self,
+        path: Path,
+        open_members: Callable[[Path], Members],
+        list_files: Callable[[Path], tuple[FileStamp, ...]],
+    ) -> None:
+        """Raises SlideError."""
+        self._path = path
+        self._open_members = open_members
+        self._list_files = list_files
+        self._members = open_members(path)
+
+    def describe(self) -> SlideInfo:
+        if identity(self._list_files(self._path)) == self._info.identity:
+            return self._info
+        with closing(type(self)(self._path, self._open_members, self._list_files)) as anew:
+            return anew._info
+
+    def close(self) -> None:
+        self._members.close()
 
 
 class FolderMembers:

@@ -11,7 +11,6 @@ its tiles as missing; one that does not decode fails the slide (see `read_chunk`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,7 +28,7 @@ from cvm_batch.archives.archive import (
     check_range,
 )
 from cvm_batch.archives.files import FileStamp, identity, stamp_present
-from cvm_batch.archives.members import FolderMembers, Members
+from cvm_batch.archives.members import FolderMembers, MemberArchive, Members
 from cvm_batch.archives.zarr_chunks import integrity_of, read_chunk, read_whole
 from cvm_batch.archives.zarr_layout import read_layout
 from cvm_batch.archives.zarr_metadata import ArraySpec
@@ -42,7 +41,7 @@ class _Cells(NamedTuple):
     cell_id: list[str] | None
 
 
-class ZarrArchive:
+class ZarrArchive(MemberArchive):
     """The tiles of one slide in zarr. Chunks are decoded by the thread that reads."""
 
     def __init__(
@@ -52,10 +51,7 @@ class ZarrArchive:
         list_files: Callable[[Path], tuple[FileStamp, ...]],
     ) -> None:
         """Raises SlideError."""
-        self._path = path
-        self._open_members = open_members
-        self._list_files = list_files
-        self._members = open_members(path)
+        super().__init__(path, open_members, list_files)
         try:
             self._layout = read_layout(self._members)
         except BaseException:
@@ -73,12 +69,6 @@ class ZarrArchive:
             integrity=integrity_of(self._members, self._tiles),
             chunk_tiles=self._tiles.chunks[0],
         )
-
-    def describe(self) -> SlideInfo:
-        if identity(self._list_files(self._path)) == self._info.identity:
-            return self._info
-        with closing(ZarrArchive(self._path, self._open_members, self._list_files)) as anew:
-            return anew._info
 
     def read(self, start: int, stop: int) -> TileBlock:
         check_range(start, stop, self._info.tiles)
@@ -104,9 +94,6 @@ class ZarrArchive:
             readable=readable,
             faults=faults,
         )
-
-    def close(self) -> None:
-        self._members.close()
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[str, slice, slice]]:
         """The chunks under [start, stop): key, positions in the block, tiles in the chunk."""

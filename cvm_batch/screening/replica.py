@@ -6,9 +6,11 @@ import platform
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -139,7 +141,8 @@ class Replica:
         )
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of all that decides a result: this package, Python, the libraries."""
     found = {
         "cvm_batch": cvm_batch.__version__,
