@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## measure tiles per second on this machine
 
 lock: $(INSTALLED) ## renew requirements.lock; LOCK_ARGS=--upgrade for newer versions
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra query --extra s3 --extra http \
+	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras \
 		--universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --quiet $(LOCK_ARGS) -o requirements.lock
 
