@@ -40,7 +40,9 @@ class Reason(StrEnum):
     """Why a slide is not complete, as written to the ``reason`` column."""
 
     BAD_FORMAT = "bad_format"
+    BAD_SCALE = "bad_scale"
     CHECKSUM_MISMATCH = "checksum_mismatch"
+    DECODER_CRASHED = "decoder_crashed"
     EMPTY = "empty"
     INPUT_CHANGED = "input_changed"
     MISSING_TILES = "missing_tiles"
@@ -48,12 +50,16 @@ class Reason(StrEnum):
     OVER_LIMIT = "over_limit"
     READ_ERROR = "read_error"
     REPLICA_LOST = "replica_lost"
+    TIMEOUT = "timeout"
     UNREADABLE_TILES = "unreadable_tiles"
     UNSAFE_ARCHIVE = "unsafe_archive"
 
 
 #: Causes that may pass: a further submit tries these slides again by itself.
-PASSING_REASONS = frozenset({Reason.INPUT_CHANGED, Reason.READ_ERROR, Reason.REPLICA_LOST})
+#: A damaged file may be copied again, and a packed slide's identity is the same then.
+PASSING_REASONS = frozenset(
+    {Reason.CHECKSUM_MISMATCH, Reason.INPUT_CHANGED, Reason.READ_ERROR, Reason.REPLICA_LOST}
+)
 
 
 class CvmBatchError(Exception):
@@ -124,6 +130,12 @@ class BadFormatError(SlideError):
     reason = Reason.BAD_FORMAT
 
 
+class BadScaleError(SlideError):
+    """How large a pixel is, is not known, absurd, or not what the model was trained with."""
+
+    reason = Reason.BAD_SCALE
+
+
 class EmptyArchiveError(SlideError):
     """An archive without a single tile."""
 
@@ -158,6 +170,18 @@ class InputChangedError(SlideError):
     """The archive's files changed after the run was planned."""
 
     reason = Reason.INPUT_CHANGED
+
+
+class DecoderCrashedError(SlideError):
+    """A native decoder ended its process over this slide's data."""
+
+    reason = Reason.DECODER_CRASHED
+
+
+class DecoderTimeoutError(SlideError):
+    """A native decoder did not come back from this slide's data."""
+
+    reason = Reason.TIMEOUT
 
 
 class NonFiniteOutputError(SlideError):
