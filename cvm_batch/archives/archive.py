@@ -7,16 +7,17 @@ while the slide's files stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvm_batch.archives.files import FileStamp
+from cvm_batch.archives.opening import Opening
+from cvm_batch.archives.places.files import FileStamp, identity
+from cvm_batch.archives.places.place import Place
 from cvm_batch.errors import Reason
 from cvm_batch.tiles import Tiles
 
@@ -42,7 +43,8 @@ class SlideInfo:
     """What is known of a slide before a pixel is read."""
 
     identity: str
-    """SHA-256 over name, size and modification time of the archive's files."""
+    """SHA-256 over the packed archive's digests, else over name, size and modification
+    time (and ETag or version, on object storage) of the archive's files."""
     tiles: int
     """The number of tiles the slide should have, readable or not."""
     expected_from: ExpectedFrom
@@ -50,8 +52,10 @@ class SlideInfo:
     """Height and width of every tile, or None where sizes vary."""
     chunk_tiles: int = 1
     """Tiles that are stored, and decoded, together."""
-    mpp: float | None = None
-    """Microns per level-0 pixel, where known."""
+    mpp: tuple[float, float] | None = None
+    """Microns per level-0 pixel, x and y, where known."""
+    missing: int = 0
+    """Tiles of which it is known beforehand that they are not there."""
     integrity: Integrity = Integrity.UNVERIFIED
 
 
@@ -77,6 +81,8 @@ class TileBlock:
     readable: NDArray[np.bool_]
     faults: Mapping[int, TileFault] = field(default_factory=dict)
     """By position, for exactly the tiles that are not readable."""
+    padded: NDArray[np.bool_] | None = None
+    """Tiles that reach beyond the slide's border, filled up there; None where none does."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -107,18 +113,24 @@ class ArchiveFormat:
     """One format: how its archives are recognised, opened, and told from their surroundings."""
 
     name: str
-    takes: Callable[[Path], bool]
-    """Whether a path is of this format, by its name and a look at what a folder holds."""
-    open: Callable[[Path], SlideArchive]
+    takes: Callable[[Place], bool]
+    """Whether a place is of this format, by its name and a look at what a folder holds."""
+    open: Callable[[Opening], SlideArchive]
     """Raises SlideError."""
-    files: Callable[[Path], tuple[FileStamp, ...]]
-    """The files that a slide's identity covers, as they are now. Raises SlideError."""
-    companions: Callable[[Path], Sequence[Path]] = field(default=lambda _: ())
+    files: Callable[[Opening], Iterable[FileStamp]]
+    """The slide's own files and tables, as they are now. Raises SlideError."""
+    companions: Callable[[Place], Sequence[Place]]
     """Where files beside an archive would be that belong to it."""
     holds: Callable[[str], bool] = field(default=lambda _: False)
     """Whether a file directly in an archive's folder is a part of it, by its name."""
     has_slides_below: bool = False
     """Whether the folders inside an archive can be slides themselves."""
+    digest: Callable[[Opening], str | None] = field(default=lambda _: None)
+    """What a slide records of all its files, where it does. Raises SlideError."""
+
+    def identity(self, slide: Opening) -> str:
+        """As `SlideInfo.identity`, also of a slide that cannot be opened. Raises SlideError."""
+        return self.digest(slide) or identity(self.files(slide))
 
 
 def check_range(start: int, stop: int, tiles: int) -> None:

@@ -1,45 +1,63 @@
-"""The registry: which formats there are, and which one takes a path."""
+"""The registry: which formats there are, and which one takes a place."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ArchiveFormat, SlideArchive
-from cvm_batch.archives.files import identity, reading
-from cvm_batch.archives.images import FOLDER_OF_IMAGES, ZIP_OF_IMAGES
-from cvm_batch.archives.zarr_archive import ZARR_FOLDER, ZARR_ZIP
+from cvm_batch.archives.checking import checked, checked_identity
+from cvm_batch.archives.images.archive import FOLDER_OF_IMAGES, TAR_OF_IMAGES, ZIP_OF_IMAGES
+from cvm_batch.archives.opening import PLAIN, Opening, OpenOptions
+from cvm_batch.archives.places.place import Place, place_of
+from cvm_batch.archives.wsi.archive import WHOLE_SLIDE
+from cvm_batch.archives.zarr.archive import ZARR_FOLDER, ZARR_ZIP
 from cvm_batch.errors import BadFormatError, ReadError
 
-#: The first that takes a path has it: a ``.zarr.zip`` is a ``.zip`` as well.
-FORMATS: tuple[ArchiveFormat, ...] = (ZARR_FOLDER, ZARR_ZIP, FOLDER_OF_IMAGES, ZIP_OF_IMAGES)
+#: The first that takes a place has it: a ``.zarr.zip`` is a ``.zip`` as well.
+FORMATS: tuple[ArchiveFormat, ...] = (
+    ZARR_FOLDER,
+    ZARR_ZIP,
+    WHOLE_SLIDE,
+    FOLDER_OF_IMAGES,
+    ZIP_OF_IMAGES,
+    TAR_OF_IMAGES,
+)
 
 
-def recognise(path: Path) -> ArchiveFormat | None:
-    """The format of a path, by its name and what a folder holds. Raises ReadError."""
-    with reading(path):
-        return next((known for known in FORMATS if known.takes(path)), None)
+def recognise(place: Place) -> ArchiveFormat | None:
+    """The format of a place, by its name and what a folder holds. Raises ReadError."""
+    return next((known for known in FORMATS if known.takes(place)), None)
 
 
-def open_archive(path: Path) -> SlideArchive:
-    """Open a slide of any format. Raises SlideError."""
-    return _recognised(path).open(path)
+def open_archive(address: SlideAddress, options: OpenOptions = PLAIN) -> SlideArchive:
+    """Open a slide of any format. Raises SlideError, or UsageError for a senseless address."""
+    slide = opening(address, options)
+    return checked(_recognised(slide.place), slide, address)
 
 
-def identity_of(path: Path) -> str:
+def identity_of(address: SlideAddress, options: OpenOptions = PLAIN) -> str:
     """The identity of a slide, also of one that cannot be opened. Raises SlideError."""
-    return identity(_recognised(path).files(path))
+    slide = opening(address, options)
+    return checked_identity(_recognised(slide.place).identity(slide), slide.place)
 
 
-def _recognised(path: Path) -> ArchiveFormat:
-    found = recognise(path)
+def opening(address: SlideAddress, options: OpenOptions) -> Opening:
+    return Opening(
+        place=place_of(address.uri),
+        cells=place_of(address.cells_uri) if address.cells_uri else None,
+        options=options,
+    )
+
+
+def _recognised(place: Place) -> ArchiveFormat:
+    found = recognise(place)
     if found is not None:
         return found
-    if not path.exists():
+    if not place.exists():
         raise ReadError(
-            f"There is nothing at {path}. Check the path, and that its disk is mounted; a "
+            f"There is nothing at {place}. Check the path, and that its disk is mounted; a "
             "further submit tries again."
         )
     raise BadFormatError(
-        f"{path} is no slide archive: known are {', '.join(known.name for known in FORMATS)}. "
+        f"{place} is no slide archive: known are {', '.join(known.name for known in FORMATS)}. "
         "Convert it, or leave it out."
     )

@@ -27,9 +27,14 @@ blosc.use_threads = False
 
 #: Bytes of a decoded or encoded chunk.
 Data = bytes | memoryview
+#: Where to put decoded bytes if there are just as many; else they go elsewhere.
+Target = memoryview | None
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _ZSTD_MAGIC = 0xFD2FB528
+_ZSTD_HAS_CHECKSUM = 0x04
+#: The CRC-32C of any bytes that end with their own CRC-32C.
+_CRC32C_RESIDUE = 0x48674BC7
 
 
 class DamagedChunkError(ValueError):
@@ -43,20 +48,22 @@ class Codec:
     name: str
     verifies: bool
     """Whether decoding compares a checksum."""
-    decode: Callable[[Data, int], Data]
-    """(data, limit): decoded bytes, at most ``limit`` of them."""
+    decode: Callable[[Data, int, Target], Data]
+    """(data, limit, into): decoded bytes, at most ``limit`` of them."""
     is_checksum: bool = False
 
 
-def decode_chunk(codecs: Sequence[Codec], data: Data, limit: int) -> Data:
+def decode_chunk(codecs: Sequence[Codec], data: Data, limit: int, into: Target = None) -> Data:
     """Undo ``codecs``, outermost first. Raises DamagedChunkError.
 
-    ``limit``: bytes of the decoded chunk, at most.
+    ``limit``: bytes of the decoded chunk, at most. Returns ``into`` itself where the last
+    codec has filled that.
     """
     for step, codec in enumerate(codecs):
-        inner = sum(codec.is_checksum for codec in codecs[step + 1 :])
+        rest = codecs[step + 1 :]
+        inner = sum(codec.is_checksum for codec in rest)
         try:
-            data = codec.decode(data, limit + _CHECKSUM_BYTES * inner)
+            data = codec.decode(data, limit + CHECKSUM_BYTES * inner, None if rest else into)
         except DamagedChunkError:
             raise
         except (RuntimeError, ValueError, TypeError, struct.error, zlib.error) as error:
@@ -67,12 +74,10 @@ def decode_chunk(codecs: Sequence[Codec], data: Data, limit: int) -> Data:
 def parse_codec(name: str, settings: Mapping[str, Any], where: str) -> Codec:
     """Raises UnsafeArchiveError for a codec that is not on the list, else BadFormatError."""
     known = name.removeprefix("numcodecs.")
-    if known == "sharding_indexed":
-        raise BadFormatError(
-            f"{where} is sharded, which a later version will read. Store it without shards."
-        )
     if known in _COMPRESSORS:
         decode = _COMPRESSORS[known]
+        if known == "zstd" and settings.get("checksum") is True:
+            decode = _zstd_with_checksum
         verifies = known in ("gzip", "zlib") or (
             known == "zstd" and settings.get("checksum") is True
         )
@@ -85,35 +90,43 @@ def parse_codec(name: str, settings: Mapping[str, Any], where: str) -> Codec:
     )
 
 
-def _blosc(data: Data, limit: int) -> Data:
+def _blosc(data: Data, limit: int, into: Target) -> Data:
     # c-blosc trusts the sizes in its header: compare them with what is really there.
     size, _, stored = struct.unpack_from("<4xIII", data)
     _check_claim("blosc", size, limit)
     if stored != len(data):
         raise DamagedChunkError(f"blosc: {len(data)} bytes, of {stored} that it should have")
-    out = np.empty(size, np.uint8)
+    out = _room(size, into)
     Blosc().decode(data, out)
-    return out.data
+    return out
 
 
-def _lz4(data: Data, limit: int) -> Data:
+def _lz4(data: Data, limit: int, into: Target) -> Data:
     (size,) = struct.unpack_from("<I", data)
     _check_claim("lz4", size, limit)
-    out = np.empty(size, np.uint8)
+    out = _room(size, into)
     LZ4().decode(data, out)
-    return out.data
+    return out
 
 
-def _zstd(data: Data, limit: int) -> Data:
+def _zstd(data: Data, limit: int, into: Target) -> Data:
     size = _zstd_content_size(data)
     if size is None:
         # Written by a streaming encoder. Decoding fails unless it gives `limit` bytes,
         # which is what a chunk of numbers must have.
         size = limit
     _check_claim("zstd", size, limit)
-    out = np.empty(size, np.uint8)
+    out = _room(size, into)
     Zstd().decode(data, out)
-    return out.data
+    return out
+
+
+def _zstd_with_checksum(data: Data, limit: int, into: Target) -> Data:
+    # What the metadata promise counts only where the frame keeps it.
+    _, descriptor = struct.unpack_from("<IB", data)
+    if not descriptor & _ZSTD_HAS_CHECKSUM:
+        raise DamagedChunkError("zstd: it has no checksum, though the metadata say so")
+    return _zstd(data, limit, into)
 
 
 def _zstd_content_size(data: Data) -> int | None:
@@ -130,8 +143,8 @@ def _zstd_content_size(data: Data) -> int | None:
     return int(size) + 256 if flag == 1 else int(size)
 
 
-def _inflate(window_bits: int) -> Callable[[Data, int], Data]:
-    def decode(data: Data, limit: int) -> Data:
+def _inflate(window_bits: int) -> Callable[[Data, int, Target], Data]:
+    def decode(data: Data, limit: int, into: Target) -> Data:
         stream = zlib.decompressobj(window_bits)
         # One byte more than allowed: it shows a bomb, and lets an honest stream reach its
         # end, where its checksum is compared.
@@ -143,6 +156,11 @@ def _inflate(window_bits: int) -> Callable[[Data, int], Data]:
         return out
 
     return decode
+
+
+def _room(size: int, into: Target) -> memoryview:
+    # Not a bytearray, which is filled with zeros first.
+    return into if into is not None and len(into) == size else np.empty(size, np.uint8).data
 
 
 def _check_claim(name: str, size: int, limit: int) -> None:
@@ -157,14 +175,27 @@ def _checksum(name: str, settings: Mapping[str, Any], where: str) -> Codec:
         raise BadFormatError(f"{where}: codec {name!r} has the location {location!r}.")
     checker = kind(location=location)
 
-    def decode(data: Data, limit: int) -> Data:
+    def decode(data: Data, limit: int, into: Target) -> Data:
         # What is left is in memory already, so that there is nothing to bound.
         return memoryview(checker.decode(data))
 
+    if (name, location) == ("crc32c", "end"):
+        decode = _crc32c_at_end
     return Codec(name, verifies=True, decode=decode, is_checksum=True)
 
 
-_COMPRESSORS: Mapping[str, Callable[[Data, int], Data]] = {
+def _crc32c_at_end(data: Data, limit: int, into: Target) -> Data:
+    # Over all bytes, their own CRC included: only of whole `bytes` is it computed without
+    # the interpreter's lock, and to cut the end off would be a copy.
+    whole = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    if len(whole) < CHECKSUM_BYTES:
+        raise DamagedChunkError(f"crc32c: {len(whole)} bytes, too few for a checksum")
+    if CRC32C.checksum(whole, 0) != _CRC32C_RESIDUE:
+        raise DamagedChunkError("crc32c: the stored checksum is not that of the data")
+    return memoryview(data)[:-CHECKSUM_BYTES]
+
+
+_COMPRESSORS: Mapping[str, Callable[[Data, int, Target], Data]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,

@@ -1,0 +1,1 @@
+"""Slides as crops in image files."""

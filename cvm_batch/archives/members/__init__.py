@@ -1,0 +1,1 @@
+"""The files inside a folder, zip or tar."""

@@ -1,0 +1,1 @@
+"""Tables beside slides and about them: cells, slides, digests."""
