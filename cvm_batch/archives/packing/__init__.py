@@ -1,0 +1,1 @@
+"""From any slide archive to a packed one."""
