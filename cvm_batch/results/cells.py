@@ -25,6 +25,8 @@ class CellColumns:
     cell_id: Sequence[str | None]
     xy: NDArray[np.float64]
     """[n, 2] level-0 pixels, NaN where unknown."""
+    padded: NDArray[np.bool_]
+    """[n] tiles that reach beyond the slide's border."""
     probabilities: NDArray[np.float32]
     """[n, classes] in the bundle's class order."""
     p_primary: NDArray[np.float32] | None
@@ -38,6 +40,7 @@ class CellColumns:
             index=self.index[rows],
             cell_id=[self.cell_id[row] for row in rows],
             xy=self.xy[rows],
+            padded=self.padded[rows],
             probabilities=self.probabilities[rows],
             p_primary=None if self.p_primary is None else self.p_primary[rows],
         )
@@ -50,6 +53,7 @@ class CellColumns:
             index=np.concatenate([piece.index for piece in pieces]),
             cell_id=[value for piece in pieces for value in piece.cell_id],
             xy=np.concatenate([piece.xy for piece in pieces]),
+            padded=np.concatenate([piece.padded for piece in pieces]),
             probabilities=np.concatenate([piece.probabilities for piece in pieces]),
             p_primary=np.concatenate(p_primary) if p_primary else None,
         )
@@ -97,6 +101,7 @@ class PartFiles:
             "cell_id": pa.array(cells.cell_id, pa.string()),
             "x": pa.array(cells.xy[:, 0], from_pandas=True),
             "y": pa.array(cells.xy[:, 1], from_pandas=True),
+            "padded": pa.array(cells.padded),
             "class": pa.DictionaryArray.from_arrays(best, pa.array(self._class_names)),
             "confidence": pa.array(cells.probabilities.max(axis=1)),
             "p_primary": pa.array(p_primary, pa.float32()),

@@ -7,7 +7,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 #: Part of the result key: raise it when a column changes its meaning.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Status(StrEnum):
@@ -38,6 +38,9 @@ SLIDES = pa.schema(
         pa.field("result_key", pa.string()),
         pa.field("bundle", pa.string(), nullable=False),
         pa.field("bundle_digest", pa.string(), nullable=False),
+        pa.field("priority", pa.int32(), nullable=False),
+        pa.field("preparation", pa.string()),
+        pa.field("listed", pa.map_(pa.string(), pa.string()), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
@@ -77,6 +80,7 @@ _CELL = [
     pa.field("cell_id", pa.string()),
     pa.field("x", pa.float64()),
     pa.field("y", pa.float64()),
+    pa.field("padded", pa.bool_(), nullable=False),
     pa.field("class", _NAME, nullable=False),
     pa.field("confidence", pa.float32(), nullable=False),
     pa.field("p_primary", pa.float32()),

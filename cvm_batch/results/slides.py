@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 import pyarrow as pa
@@ -27,6 +27,9 @@ class SlideRow:
     result_key: str | None
     bundle: str
     bundle_digest: str
+    priority: int = 0
+    preparation: str | None = None
+    listed: Mapping[str, str] = field(default_factory=dict)
     status: Status
     reason: str | None
     detail: str | None

@@ -110,7 +110,11 @@ class Driver:
             assert slide.info is not None
             sources.append(
                 SlideSource(
-                    number, slide.slide_id, slide.uri, slide.info.identity, slide.info.chunk_tiles
+                    number,
+                    slide.slide_id,
+                    slide.address,
+                    slide.info.identity,
+                    slide.info.chunk_tiles,
                 )
             )
             tiles.append(slide.info.tiles)

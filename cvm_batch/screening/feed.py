@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvm_batch.archives.archive import SlideArchive, SlideInfo, TileBlock
-from cvm_batch.errors import BadFormatError, ReadError, SlideError
+from cvm_batch.archives.archive import TileBlock
+from cvm_batch.archives.places.files import as_slide_error
+from cvm_batch.errors import SlideError
 from cvm_batch.screening.quality import measure
-from cvm_batch.screening.shelf import Shelf
+from cvm_batch.screening.shelf import Shelf, Taken
 from cvm_batch.screening.tally import PartTally, ReadableTiles
 from cvm_batch.screening.work import Part
 from cvm_batch.tiles import Tiles
@@ -97,7 +98,7 @@ class _PartReader:
         self._slide = tally.part.slide
         self._shelf = shelf
         self._unread = len(tally.part)
-        self._taken: tuple[SlideArchive, SlideInfo] | None = None
+        self._taken: Taken | None = None
         self._given_up = False
         self._lock = threading.Lock()
 
@@ -107,23 +108,22 @@ class _PartReader:
             taken = self._take()
             if taken is None:
                 return _ReadBlock(self.tally)
-            archive, info = taken
-            block = archive.read(start, stop)
+            block = taken.archive.read(start, stop)
             tiles = _readable(block)
             self._after_block(stop - start)
         except Exception as error:
             if self._given_up:  # closed under this thread by another block's error
                 return _ReadBlock(self.tally)
             self.give_up()
-            return _ReadBlock(self.tally, error=_slide_error(error, self.tally.part))
+            return _ReadBlock(self.tally, error=_as_error_of(self.tally.part, error))
         seconds = time.perf_counter() - started
-        return _ReadBlock(self.tally, block, tiles, str(info.integrity), seconds=seconds)
+        return _ReadBlock(self.tally, block, tiles, str(taken.info.integrity), seconds=seconds)
 
     def give_up(self) -> None:
         """Read no more of the part. Calling it twice, or after the last block, is harmless."""
         self._give_back(spoiled=True)
 
-    def _take(self) -> tuple[SlideArchive, SlideInfo] | None:
+    def _take(self) -> Taken | None:
         """The archive, or None where an earlier block has ended the part."""
         with self._lock:
             if self._given_up:
@@ -135,10 +135,10 @@ class _PartReader:
     def _after_block(self, tiles: int) -> None:
         with self._lock:
             self._unread -= tiles
-            last = not self._unread
-        if last:
+            last = self._taken if not self._unread else None
+        if last is not None:
             # Bytes that changed while they were read belong to no one slide.
-            self._shelf.check(self._slide)
+            self._shelf.check(last)
             self._give_back(spoiled=False)
 
     def _give_back(self, *, spoiled: bool) -> None:
@@ -146,7 +146,7 @@ class _PartReader:
             self._given_up = True
             taken, self._taken = self._taken, None
         if taken is not None:
-            self._shelf.give_back(self._slide, spoiled=spoiled)
+            self._shelf.give_back(taken, spoiled=spoiled)
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,8 @@ def _blocks(part: Part) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _slide_error(error: Exception, part: Part) -> SlideError:
-    """Whatever a decoder throws costs its slide, never the run."""
-    if isinstance(error, SlideError):
-        return error
-    if isinstance(error, (OSError, MemoryError)):
-        return ReadError(
-            f"Reading {part.slide.uri} failed at tiles {part.start} to {part.stop}: {error!r}. "
-            "Check the node's memory and open files; a further submit tries again."
-        )
-    return BadFormatError(
-        f"Reading {part.slide.uri} failed at tiles {part.start} to {part.stop}: {error!r}. "
-        "Check the archive; if other programs read it well, report this."
-    )
+def _as_error_of(part: Part, error: Exception) -> SlideError:
+    return as_slide_error(error, f"{part.slide.uri} at tiles {part.start} to {part.stop}")
 
 
 def _readable(block: TileBlock) -> ReadableTiles:
@@ -225,5 +214,6 @@ def _readable(block: TileBlock) -> ReadableTiles:
         cell_id=[None] * len(rows)
         if block.cell_id is None
         else [block.cell_id[row] for row in rows],
+        padded=np.zeros(len(rows), np.bool_) if block.padded is None else block.padded[rows],
         quality=measure(tiles),
     )

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
-from cvm_batch.archives.discovery import SlidePath, discover
-from cvm_batch.archives.formats import identity_of, open_archive
-from cvm_batch.errors import NoSlidesError, SlideError
+from cvm_batch.archives.describing import Description, describe_all
+from cvm_batch.archives.discovery import Ignored, discover
+from cvm_batch.archives.opening import OpenOptions
+from cvm_batch.archives.tables.slides import ListedSlide, Preparation
+from cvm_batch.errors import NoSlidesError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import PREPROCESSING_VERSION
@@ -29,10 +31,15 @@ class PlannedSlide:
     """A slide to classify, or one that failed before a pixel was read."""
 
     slide_id: str
-    uri: str
+    address: SlideAddress
     info: SlideInfo | None
     failure: Failure | None = None
     result_key: str | None = None
+    priority: int = 0
+    """Higher goes first."""
+    preparation: Preparation | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the manifest that only pass through."""
 
 
 class SettledSlide(NamedTuple):
@@ -45,11 +52,11 @@ class SettledSlide(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     slides: tuple[PlannedSlide, ...]
-    """To classify, in the order in which they go out: largest first."""
+    """To classify, in the order in which they go out: by priority, then largest first."""
     failed: tuple[PlannedSlide, ...]
     """Those that cannot even be opened."""
     settled: tuple[SettledSlide, ...]
-    ignored: tuple[tuple[Path, str], ...]
+    ignored: tuple[Ignored, ...]
     """Files and folders that hold no slide, and why."""
 
     @property
@@ -63,18 +70,24 @@ class Plan:
 
 
 def make_plan(
-    inputs: Sequence[Path], bundle: Bundle, precision: Precision, history: History
+    inputs: Sequence[str],
+    bundle: Bundle,
+    precision: Precision,
+    history: History,
+    options: OpenOptions,
 ) -> Plan:
-    """Raises NoSlidesError, SlideIdCollisionError."""
+    """Raises UsageError: NoSlidesError, SlideIdCollisionError or that of a manifest."""
     found = discover(inputs)
     if not found.slides:
         raise NoSlidesError(
-            f"No slides found in {', '.join(map(str, inputs))}. A slide is a folder or a .zip of "
-            "cell images, or a zarr archive with an array called tiles."
+            f"No slides found in {', '.join(inputs)}. A slide is a folder, .zip or .tar of cell "
+            "images, a zarr archive with an array called tiles, or a whole-slide image with a "
+            "cells table beside it."
         )
     slides, failed, settled = [], [], []
-    for path in found.slides:
-        planned = _describe(path, bundle, precision)
+    descriptions = describe_all((slide.address for slide in found.slides), options)
+    for listed, description in zip(found.slides, descriptions, strict=True):
+        planned = _planned(listed, description, bundle, precision, options)
         key = planned.result_key
         stands = history.settled(planned.slide_id, key) if key else None
         if stands is not None:
@@ -83,7 +96,7 @@ def make_plan(
             failed.append(planned)
         else:
             slides.append(planned)
-    slides.sort(key=lambda slide: -slide.info.tiles if slide.info else 0)
+    slides.sort(key=lambda slide: (-slide.priority, -slide.info.tiles if slide.info else 0))
     return Plan(
         slides=tuple(slides),
         failed=tuple(failed),
@@ -92,10 +105,20 @@ def make_plan(
     )
 
 
-def result_key(slide_identity: str, bundle: Bundle, precision: Precision) -> str:
+def result_key(
+    slide_identity: str,
+    address: SlideAddress,
+    bundle: Bundle,
+    precision: Precision,
+    options: OpenOptions,
+) -> str:
     """Digest of all that decides a slide's result; the backend is recorded, not keyed."""
     decisive = {
         "slide_identity": slide_identity,
+        # A manifest that is corrected may turn a failure into a result, or the reverse.
+        "sha256": address.sha256,
+        "cells_expected": address.cells_expected,
+        "opening": options.decisive(),
         "bundle": bundle.digest,
         "preprocessing": PREPROCESSING_VERSION,
         "precision": str(precision),
@@ -104,25 +127,23 @@ def result_key(slide_identity: str, bundle: Bundle, precision: Precision) -> str
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _describe(path: SlidePath, bundle: Bundle, precision: Precision) -> PlannedSlide:
-    slide_id, uri = path.slide_id, str(path.path)
-    try:
-        archive = open_archive(path.path)
-        try:
-            info = archive.describe()
-        finally:
-            archive.close()
-    except SlideError as error:
-        key = _key_of_unopened(path.path, bundle, precision)
-        failure = Failure.of(error)
-        return PlannedSlide(slide_id=slide_id, uri=uri, info=None, failure=failure, result_key=key)
-    key = result_key(info.identity, bundle, precision)
-    return PlannedSlide(slide_id=slide_id, uri=uri, info=info, result_key=key)
-
-
-def _key_of_unopened(path: Path, bundle: Bundle, precision: Precision) -> str | None:
-    """So that a broken archive is tried again when somebody has touched it, not before."""
-    try:
-        return result_key(identity_of(path), bundle, precision)
-    except SlideError:
-        return None
+def _planned(
+    listed: ListedSlide,
+    description: Description,
+    bundle: Bundle,
+    precision: Precision,
+    options: OpenOptions,
+) -> PlannedSlide:
+    key = description.identity and result_key(
+        description.identity, listed.address, bundle, precision, options
+    )
+    return PlannedSlide(
+        slide_id=listed.slide_id,
+        address=listed.address,
+        info=description.info,
+        failure=Failure.of(description.error) if description.error else None,
+        result_key=key,
+        priority=listed.priority,
+        preparation=listed.preparation,
+        further=listed.further,
+    )

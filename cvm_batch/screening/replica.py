@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import cvm_batch
 from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleDigestError, RunAbortedError
 from cvm_batch.model.bundle import load_bundle
@@ -49,6 +50,7 @@ class ReplicaSpec:
     """None: the engine's own choice."""
     results: Path
     run: RunName
+    opening: OpenOptions = field(default_factory=OpenOptions)
     threads: int = field(default_factory=usable_cpus)
     """CPU threads for the model and, as many again, for decoding; the executor's to set."""
 
@@ -70,7 +72,7 @@ class Replica:
         # One thread for all calls of the engine: PyTorch keeps a thread pool per caller.
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        self._shelf = Shelf(lambda uri: open_archive(Path(uri)))
+        self._shelf = Shelf(partial(open_archive, options=spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._device_name = _name_of(device or default_device())

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from math import sqrt
 
 from cvm_batch.archives.archive import Integrity
-from cvm_batch.archives.files import printable
+from cvm_batch.archives.places.files import printable
 from cvm_batch.errors import Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.classes import CERVICAL_GROUPS
@@ -60,11 +60,14 @@ def slide_row(
     return SlideRow(
         run_id=context.run_id,
         slide_id=slide.slide_id,
-        uri=printable(slide.uri),
+        uri=printable(slide.address.uri),
         slide_identity=slide.info.identity if slide.info else None,
         result_key=slide.result_key,
         bundle=context.bundle.spec.name,
         bundle_digest=context.bundle.digest,
+        priority=slide.priority,
+        preparation=str(slide.preparation) if slide.preparation else None,
+        listed=slide.further,
         status=status,
         reason=str(failure.reason) if failure else None,
         detail=printable(failure.detail) if failure else None,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from cvm_batch.archives.files import printable
+from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, ExitCode
 from cvm_batch.model.bundle import Bundle
@@ -74,7 +74,9 @@ class _Run:
         device = torch.device(executor.device_type())
         self._precision = choose_precision(device, settings.precision)
         history = History.read(results)
-        self._plan: Plan = make_plan(settings.inputs, bundle, self._precision, history)
+        self._plan: Plan = make_plan(
+            settings.inputs, bundle, self._precision, history, settings.opening(bundle.spec)
+        )
         self._planned = self._ended = self._clock.now()
         spec = ReplicaSpec(
             bundle=bundle.path,
@@ -83,6 +85,7 @@ class _Run:
             batch_size=settings.batch_size,
             results=results.root.resolve(),
             run=self._name,
+            opening=settings.opening(bundle.spec),
         )
         self._driver = Driver(self._plan, bundle, spec, executor, results, self._clock)
 
@@ -182,9 +185,7 @@ class _Run:
                 "classified": commits.classified,
                 "unreadable": commits.unreadable,
             },
-            ignored=[
-                {"path": printable(str(path)), "why": why} for path, why in self._plan.ignored
-            ],
+            ignored=[ignored._asdict() for ignored in self._plan.ignored],
             replicas=[asdict(info) for info in self._driver.replicas_seen],
             replicas_lost=self._driver.replicas_lost,
             seconds=seconds,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from cvm_batch.archives.opening import ArrayNames, OpenOptions
+from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
 from cvm_batch.errors import UsageError
+from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
 
 
@@ -19,8 +22,8 @@ class ExecutorKind(StrEnum):
 class Settings:
     """Checked at construction; raises UsageError."""
 
-    inputs: tuple[Path, ...]
-    """Slide archives, or folders of them."""
+    inputs: tuple[str, ...]
+    """Slide archives, folders of them, manifest tables; paths or URLs."""
     model: str
     """A bundle's folder, or the name of a known one."""
     out: Path
@@ -32,6 +35,10 @@ class Settings:
     """None: one per GPU, or without GPUs one per node. For Ray alone."""
     batch_size: int | None = None
     """None: the engine's own choice."""
+    mpp: tuple[float, float] | None = None
+    """Microns per level-0 pixel, x and y; None: what each slide says of itself."""
+    arrays: ArrayNames = field(default_factory=ArrayNames)
+    """Under which names zarr archives hold what."""
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine for the run."""
 
@@ -45,5 +52,19 @@ class Settings:
                 "--replicas and --address are for --executor ray: the local executor runs one "
                 "replica per GPU, or one on the CPU, in this process."
             )
+        if self.mpp is not None and not sensible(self.mpp):
+            raise UsageError(
+                f"--mpp {self.mpp[0]:g},{self.mpp[1]:g} cannot be microns per pixel of a "
+                f"microscope slide: {LEAST_MPP:g} to {MOST_MPP:g} can."
+            )
         if not self.inputs:
             raise UsageError("Name at least one slide archive or folder of them.")
+
+    def opening(self, spec: BundleSpec) -> OpenOptions:
+        """How slides are opened for a model."""
+        return OpenOptions(
+            tile_um=spec.tile_um,
+            least_px=spec.preprocessing.input_px,
+            mpp=self.mpp,
+            arrays=self.arrays,
+        )

@@ -11,7 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, SlideInfo
 from cvm_batch.errors import InputChangedError
 from cvm_batch.screening.work import SlideSource
@@ -34,15 +36,24 @@ class _Entry:
     check_due: float = 0.0
 
 
+class Taken(NamedTuple):
+    """An archive in use; by then its slide may have been opened anew for others."""
+
+    slide: SlideSource
+    archive: SlideArchive
+    info: SlideInfo
+    entry: _Entry
+
+
 class Shelf:
     """Open archives by slide. Safe for several threads at once."""
 
-    def __init__(self, open_archive: Callable[[str], SlideArchive]) -> None:
+    def __init__(self, open_archive: Callable[[SlideAddress], SlideArchive]) -> None:
         self._open_archive = open_archive
         self._entries: OrderedDict[SlideSource, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, slide: SlideSource) -> tuple[SlideArchive, SlideInfo]:
+    def take(self, slide: SlideSource) -> Taken:
         """The slide's archive, open and as planned, until `give_back`. Raises SlideError."""
         with self._lock:
             entry = self._entries.setdefault(slide, _Entry())
@@ -51,27 +62,21 @@ class Shelf:
         try:
             with entry.lock:
                 if entry.archive is None:
-                    entry.archive = self._open_archive(slide.uri)
+                    entry.archive = self._open_archive(slide.address)
                 info = self._check(slide, entry)
         except BaseException:
             self._release(slide, entry, spoiled=True)
             raise
-        return entry.archive, info
+        return Taken(slide, entry.archive, info, entry)
 
-    def check(self, slide: SlideSource) -> None:
-        """Raise InputChangedError where the slide, which is taken, is no longer as planned."""
-        with self._lock:
-            entry = self._entries.get(slide)
-        if entry is not None:
-            with entry.lock:
-                self._check(slide, entry)
+    def check(self, taken: Taken) -> None:
+        """Raise InputChangedError where the slide is no longer as planned."""
+        with taken.entry.lock:
+            self._check(taken.slide, taken.entry)
 
-    def give_back(self, slide: SlideSource, *, spoiled: bool) -> None:
+    def give_back(self, taken: Taken, *, spoiled: bool) -> None:
         """End one `take`. After an error (``spoiled``) the archive is not used again."""
-        with self._lock:
-            entry = self._entries.get(slide)
-        if entry is not None:
-            self._release(slide, entry, spoiled=spoiled)
+        self._release(taken.slide, taken.entry, spoiled=spoiled)
 
     def close(self) -> None:
         """Close all archives, also those that are taken."""

@@ -32,6 +32,7 @@ class ReadableTiles:
     xy: NDArray[np.float64]
     """[n, 2], NaN where unknown."""
     cell_id: Sequence[str | None]
+    padded: NDArray[np.bool_]
     quality: Quality
 
     def __len__(self) -> int:
@@ -44,6 +45,7 @@ class ReadableTiles:
             self.index[rows],
             self.xy[rows],
             self.cell_id[rows],
+            self.padded[rows],
             self.quality.take(rows),
         )
 
@@ -100,6 +102,7 @@ class PartTally:
             index=tiles.index,
             cell_id=tiles.cell_id,
             xy=tiles.xy,
+            padded=tiles.padded,
             probabilities=probabilities,
             p_primary=probabilities[:, self._primary].sum(axis=1) if self._primary else None,
         )

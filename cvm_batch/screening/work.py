@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.errors import Reason, SlideError
 from cvm_batch.results.schemas import Status
 
@@ -21,11 +22,15 @@ class SlideSource:
     number: int
     """The slide's place in the plan."""
     slide_id: str
-    uri: str
+    address: SlideAddress
     identity: str
     """As planned; a replica that sees another one refuses the slide."""
     chunk_tiles: int = 1
     """Tiles that the archive stores, and decodes, together."""
+
+    @property
+    def uri(self) -> str:
+        return self.address.uri
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,227 @@
+"""Reads a results folder again, and holds what its files say against each other."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cvm_batch.results.manifest import RunState
+from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
+
+#: Columns that tables of an earlier schema version lack.
+_LATER = frozenset(("priority", "preparation", "listed", "padded"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    path: str
+    """Relative to the results folder."""
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsVerdict:
+    runs: int
+    slides: int
+    """Rows of the slides table."""
+    cells: int
+    """Rows of the cells tables that the slides name."""
+    findings: tuple[Finding, ...]
+
+
+class _DamagedError(Exception):
+    """A Parquet file that cannot be read, or is not what this package writes."""
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What a slide's cells files hold, taken together."""
+
+    index: NDArray[np.int64]
+    classes: Counter[str]
+
+
+def verify_results(root: Path) -> ResultsVerdict:
+    """Read every table of the results folder ``root`` to its last page.
+
+    Page checksums are compared, rows of slides are unique, their counts add up, and the cells
+    files that a row names hold the cells that it counts, each once. Raises OSError where the
+    folder cannot be listed.
+    """
+    return _Verification(root).verdict()
+
+
+class _Verification:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._findings: list[Finding] = []
+        self._cells = 0
+
+    def verdict(self) -> ResultsVerdict:
+        runs = self._check_manifests()
+        rows = 0
+        seen: Counter[tuple[str, str]] = Counter()
+        for path in sorted(self._root.glob("slides/**/*.parquet")):
+            for row in self._rows(path):
+                rows += 1
+                seen[row["run_id"], row["slide_id"]] += 1
+                self._check_slide(path, row)
+                if row["run_id"] not in runs:
+                    self._found(path, f"names the run {row['run_id']}, which has no manifest")
+        for (run_id, slide_id), count in seen.items():
+            if count > 1:
+                self._found("slides", f"the slide {slide_id!r} has {count} rows of run {run_id}")
+        return ResultsVerdict(
+            runs=len(runs), slides=rows, cells=self._cells, findings=tuple(self._findings)
+        )
+
+    def _found(self, path: Path | str, what: str) -> None:
+        shown = path if isinstance(path, str) else path.relative_to(self._root).as_posix()
+        self._findings.append(Finding(shown, what))
+
+    def _check_manifests(self) -> set[str]:
+        runs = set()
+        for path in sorted(self._root.glob("runs/*.json")):
+            try:
+                manifest = json.loads(path.read_bytes())
+                RunState(manifest["state"])
+                if manifest["run_id"] != path.stem:
+                    raise ValueError(f"it is that of run {manifest['run_id']!r}")
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                self._found(path, f"is no manifest of a run: {error!r}")
+            runs.add(path.stem)
+        if not runs:
+            self._found("runs", "holds no manifest of a run")
+        return runs
+
+    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
+        try:
+            rows = _read(path, SLIDES).to_pylist(maps_as_pydicts="strict")
+        except _DamagedError as error:
+            self._found(path, str(error))
+        except KeyError as error:  # of a map that names it twice
+            self._found(path, f"is damaged: {error}")
+        else:
+            yield from rows
+
+    def _check_slide(self, path: Path, row: dict[str, Any]) -> None:
+        for name in row["tops_files"]:
+            try:
+                _read(self._root / name, TOPS)
+            except _DamagedError as error:
+                self._found(name, f"{error} (of the slide {row['slide_id']!r})")
+        cells = self._cells_of(row)
+        if cells is not None and row["status"] != Status.FAILED:
+            for what in _differences(row, cells):
+                self._found(path, what)
+
+    def _cells_of(self, row: dict[str, Any]) -> _Cells | None:
+        """None where a file is damaged."""
+        index: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        classes: Counter[str] = Counter()
+        whole = True
+        for name in row["cells_files"]:
+            try:
+                table = _read_cells(self._root / name, row)
+            except _DamagedError as error:
+                self._found(name, f"{error} (of the slide {row['slide_id']!r})")
+                whole = False
+            else:
+                self._cells += table.num_rows
+                index.append(table["index"].to_numpy())
+                classes += _count(table["class"])
+        return _Cells(np.concatenate(index), classes) if whole else None
+
+
+def _differences(row: dict[str, Any], cells: _Cells) -> Iterator[str]:
+    """What does not add up in the row of a slide that did not fail."""
+    slide = repr(row["slide_id"])
+    expected, classified = row["cells_expected"], row["cells_classified"]
+    unreadable, counts = row["cells_unreadable"], _counts(row)
+    if row["status"] not in list(Status):
+        yield f"gives {slide} the status {row['status']!r}, as no version does"
+    if expected is None or classified is None or unreadable is None:
+        yield f"does not say how many cells of {slide} are expected, classified and unreadable"
+        return
+    if expected != classified + unreadable:
+        yield (
+            f"expects {expected} cells of {slide}, of which {classified} are classified and "
+            f"{unreadable} unreadable"
+        )
+    if row["status"] == Status.COMPLETE and unreadable:
+        yield f"calls {slide} complete, though {unreadable} cells are unreadable"
+    if len(cells.index) and not 0 <= cells.index.min() <= cells.index.max() < expected:
+        yield f"expects {expected} cells of {slide}; its cells files hold one beyond these"
+    if len(np.unique(cells.index)) != len(cells.index):
+        yield f"names cells files of {slide} that hold a cell twice"
+    elif len(cells.index) != classified:
+        yield f"counts {classified} cells of {slide}; its cells files hold {len(cells.index)}"
+    elif counts is not None and cells.classes != Counter(counts):
+        yield f"counts the classes of {slide} otherwise than its cells files"
+
+
+def _counts(row: dict[str, Any]) -> dict[str, int] | None:
+    """Cells by class; None where the row has no counts, as of a failed slide."""
+    counts: dict[str, int] | None = row["class_counts"] or row["counts_at_least"]
+    return counts
+
+
+def _count(names: pa.ChunkedArray) -> Counter[str]:
+    counted = pc.value_counts(names.cast(pa.string())).to_pylist()
+    return Counter({each["values"]: each["counts"] for each in counted})
+
+
+def _read_cells(path: Path, row: dict[str, Any]) -> pa.Table:
+    """A cells file of the slide that ``row`` is of. Raises _DamagedError."""
+    table = _read(path, cells_schema(len(_counts(row) or ())))
+    slides = pc.unique(table["slide_id"].cast(pa.string())).to_pylist()
+    if slides not in ([row["slide_id"]], []):
+        raise _DamagedError("holds cells of another slide")
+    return table
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    """The whole table, its page checksums compared. Raises _DamagedError.
+
+    Nothing protects what Parquet says of columns: names and types are those of ``schema``,
+    of which an earlier version may lack some. What it calls not nullable is not null.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+            table.validate(full=True)
+    except FileNotFoundError as error:
+        raise _DamagedError("is not there") from error
+    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:
+        raise _DamagedError(f"is damaged: {error}") from error
+    for field in table.schema:
+        if field.name not in schema.names or field.type != schema.field(field.name).type:
+            raise _DamagedError(f"has a column {field.name!r} of {field.type}, as no version has")
+    for field in schema:
+        _check_filled(table, field)
+    return table
+
+
+def _check_filled(table: pa.Table, field: pa.Field) -> None:
+    at = table.schema.get_field_index(field.name)  # -1 also where two columns have the name
+    if at < 0:
+        if field.name in _LATER and field.name not in table.column_names:
+            return
+        raise _DamagedError(f"does not have one column {field.name!r}")
+    if field.nullable:
+        return
+    column = table.column(at)
+    if column.null_count or (pa.types.is_list(field.type) and pc.list_flatten(column).null_count):
+        raise _DamagedError(f"has nulls in the column {field.name!r}")
