@@ -13,9 +13,12 @@ import click
 
 import cvm_batch
 from cvm_batch.cli.demo import demo
+from cvm_batch.cli.inspect import inspect
 from cvm_batch.cli.models import models
+from cvm_batch.cli.pack import pack
 from cvm_batch.cli.submit import submit
 from cvm_batch.cli.train import train
+from cvm_batch.cli.verify import verify
 from cvm_batch.errors import CvmBatchError, ExitCode
 
 
@@ -33,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, submit, models, train):
+for command in (demo, submit, pack, inspect, verify, models, train):
     cli.add_command(command)
 
 

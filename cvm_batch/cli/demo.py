@@ -37,7 +37,7 @@ def demo(out: Path, **options: Any) -> int:
     from cvm_batch.results.slides import newest_rows
 
     STDOUT.print(f"Screening {SLIDES}\nwith {MODEL}, a small demonstration model.", soft_wrap=True)
-    summary = screen(inputs=(SLIDES,), model=MODEL, out=out, **options)
+    summary = screen(inputs=(str(SLIDES),), model=MODEL, out=out, **options)
     if summary.left:
         print_summary(summary, out)
         return summary.exit_code

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -15,12 +15,25 @@ from rich.progress import BarColumn, Progress, TextColumn
 if TYPE_CHECKING:
     from cvm_batch.screening.summary import Progress as RunProgress
 
+STARTING_REPLICAS = "starting replicas"
 _LINE_EVERY_SECONDS = 15.0
 _SPEED_OVER_SECONDS = 30.0
 
 
-class Reporter(Protocol):
-    def __call__(self, progress: RunProgress) -> None: ...
+class TilesDone(Protocol):
+    """Progress of any work on tiles."""
+
+    @property
+    def tiles(self) -> int: ...
+
+    @property
+    def tiles_done(self) -> int: ...
+
+
+P = TypeVar("P", bound=TilesDone)
+#: One line of a progress and the speed in tiles per second, if that is known.
+Describe = Callable[[P, float | None], str]
+Reporter = Callable[[P], None]
 
 
 class _Speed:
@@ -40,34 +53,42 @@ class _Speed:
         return (tiles_done - tiles_then) / (now - then)
 
 
-def describe(progress: RunProgress, speed: float | None) -> str:
+def describe_run(progress: RunProgress, speed: float | None) -> str:
     """One line: slides, tiles, speed, time left, what is wrong."""
     if not progress.replicas:
-        return "starting replicas"
+        return STARTING_REPLICAS
     parts = [
         f"{progress.slides_done:,}/{progress.slides:,} slides",
         f"{progress.tiles_done:,}/{progress.tiles:,} tiles",
     ]
-    if speed:
-        left = timedelta(seconds=round((progress.tiles - progress.tiles_done) / speed))
-        parts += [f"{speed:,.0f} tiles/s", f"{left} left"]
+    parts += speed_and_time_left(progress, speed)
     if progress.not_complete:
         parts.append(f"{progress.not_complete} not complete")
     return ", ".join(parts)
 
 
+def speed_and_time_left(progress: TilesDone, speed: float | None) -> list[str]:
+    if not speed:
+        return []
+    left = timedelta(seconds=round((progress.tiles - progress.tiles_done) / speed))
+    return [f"{speed:,.0f} tiles/s", f"{left} left"]
+
+
 @contextmanager
-def progress_on(console: Console) -> Iterator[Reporter]:
-    """A function that shows a run's progress on ``console`` while the context lasts."""
+def progress_on(console: Console, describe: Describe[P], start: str) -> Iterator[Reporter[P]]:
+    """A function that shows progress on ``console`` while the context lasts.
+
+    ``describe`` makes a line of it, ``start`` is shown before there is any.
+    """
     speed = _Speed()
     if not console.is_terminal:
-        yield _plain_lines(console, speed)
+        yield _plain_lines(console, describe, speed)
         return
     columns = (BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}% {task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting replicas", total=None)
+        task = bar.add_task(start, total=None)
 
-        def show(progress: RunProgress) -> None:
+        def show(progress: P) -> None:
             bar.update(
                 task,
                 completed=progress.tiles_done,
@@ -78,10 +99,10 @@ def progress_on(console: Console) -> Iterator[Reporter]:
         yield show
 
 
-def _plain_lines(console: Console, speed: _Speed) -> Reporter:
+def _plain_lines(console: Console, describe: Describe[P], speed: _Speed) -> Reporter[P]:
     last = time.monotonic()
 
-    def show(progress: RunProgress) -> None:
+    def show(progress: P) -> None:
         nonlocal last
         measured = speed.update(progress.tiles_done)
         if time.monotonic() - last >= _LINE_EVERY_SECONDS:

@@ -15,7 +15,8 @@ import click
 from rich.table import Table
 
 from cvm_batch.cli.console import STDERR, STDOUT, printable
-from cvm_batch.cli.progress import progress_on
+from cvm_batch.cli.opening import opening_options
+from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
@@ -47,25 +48,29 @@ def screening_options(command: F) -> F:
     ]
     for option in reversed(options):
         command = option(command)
-    return command
+    return opening_options(command)
 
 
-def screen(*, inputs: tuple[Path, ...], model: str, out: Path, **options: Any) -> RunSummary:
+def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
+    from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.precision import Precision
     from cvm_batch.screening.run import run
     from cvm_batch.screening.settings import ExecutorKind, Settings
 
     precision = options.pop("precision")
+    arrays = ArrayNames(**options.pop("arrays"))
     settings = Settings(
         inputs=inputs,
         model=model,
         out=out,
         executor=ExecutorKind(options.pop("executor")),
+        arrays=arrays,
         precision=Precision(precision) if precision else None,
         **options,
     )
-    with _stop_requested() as stop, progress_on(STDERR) as report:
+    shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
+    with _stop_requested() as stop, shown as report:
         return run(settings, report=report, should_stop=stop.is_set)
 
 

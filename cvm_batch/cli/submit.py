@@ -12,7 +12,7 @@ from cvm_batch.cli.screening import print_summary, screen, screening_options
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("slides", nargs=-1, required=True)
 @click.option("--model", required=True, help="A bundle's folder, or the name of a known one.")
 @click.option(
     "--out",
@@ -22,12 +22,14 @@ from cvm_batch.cli.screening import print_summary, screen, screening_options
 )
 @screening_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def submit(slides: tuple[Path, ...], model: str, out: Path, as_json: bool, **options: Any) -> int:
+def submit(slides: tuple[str, ...], model: str, out: Path, as_json: bool, **options: Any) -> int:
     """Classify every cell of SLIDES that is not classified yet.
 
-    SLIDES are slide archives or folders of them: folders and .zip files of cell images,
-    zarr archives. Slides that are complete in --out under the same model are skipped, so
-    that the same command goes on where an earlier run ended.
+    SLIDES are slide archives, folders of them, or manifest tables (.csv, .parquet): folders,
+    .zip and .tar files of cell images, zarr archives, and whole-slide images with a cells
+    table beside them; paths, or addresses such as s3://bucket/night. Slides that are
+    complete in --out under the same model are skipped, so that the same command goes on
+    where an earlier run ended.
     """
     summary = screen(inputs=slides, model=model, out=out, **options)
     if as_json:
