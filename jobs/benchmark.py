@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py                    end to end, against the bare engine
     python jobs/benchmark.py engine             the bare engine alone: no Ray, no zarr
+    python jobs/benchmark.py archives           readers, against their decoders alone
 
 The machine may be shared and noisy, so only ratios within one run count: the engine is
 timed before and after the end-to-end run, on the same tiles, and the two are averaged.
@@ -9,8 +10,8 @@ timed before and after the end-to-end run, on the same tiles, and the two are av
 
 from __future__ import annotations
 
-import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+# What lies beside this file, under whichever name Python runs it (docs/decisions/0002).
+sys.path.insert(0, str(Path(__file__).parent))
+
+from benchmarks.archives import archives
+from benchmarks.reporting import made_tiles, report
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES, PRIMARY_GROUP, cervical_groups
@@ -31,8 +37,6 @@ from cvm_batch.model.engine import TorchEngine
 from cvm_batch.model.network import CVM_CERVIX, CvmCervix
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.registry import find_bundle
-
-TILE_PX = 100
 
 
 @click.group(invoke_without_command=True)
@@ -64,8 +68,8 @@ def engine(
     with tempfile.TemporaryDirectory() as folder:
         bundle = _bundle(model, Path(folder))
         bare = _BareEngine(bundle, precision)
-        speed = bare.speed(_tiles(tiles, cells))
-    _report({**bare.described(), "tiles": tiles, "engine_tiles_per_second": speed}, as_json)
+        speed = bare.speed(made_tiles(tiles, cells))
+    report({**bare.described(), "tiles": tiles, "engine_tiles_per_second": speed}, as_json)
 
 
 @benchmark.command("end-to-end")
@@ -90,13 +94,13 @@ def end_to_end(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = _bundle(model, folder)
-        pixels = _tiles(tiles, cells)
+        pixels = made_tiles(tiles, cells)
         _write_slides(folder / "slides", pixels, slides, kind)
         bare = _BareEngine(bundle, precision)
         before = bare.speed(pixels)
         summary = run(
             Settings(
-                inputs=(folder / "slides",),
+                inputs=(str(folder / "slides"),),
                 model=str(bundle.path),
                 out=folder / "results",
                 precision=bare.engine.precision,
@@ -120,7 +124,7 @@ def end_to_end(
         "seconds_starting": summary.seconds_starting,
         "seconds_classifying": summary.seconds_classifying,
     }
-    _report(figures, as_json)
+    report(figures, as_json)
 
 
 @dataclass
@@ -167,20 +171,9 @@ def _bundle(model: str | None, folder: Path) -> Bundle:
         precision=Precision.FP16,
     )
     network = CvmCervix(CVM_CERVIX, len(CVM_CERVIX_CLASSES))
-    return write_bundle(folder / "bundle", spec, network, _tiles(8, None), card="# Random weights")
-
-
-def _tiles(count: int, cells: Path | None) -> NDArray[np.uint8]:
-    """``count`` tiles [n, 100, 100, 3]: real crops, repeated as needed, or made-up ones."""
-    if cells is None:
-        noise = np.random.default_rng(0).integers(0, 256, (count, 10, 10, 3), np.uint8)
-        return noise.repeat(10, axis=1).repeat(10, axis=2)
-    paths = sorted(path for path in cells.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
-    if not paths:
-        raise click.BadParameter(f"{cells} holds no .jpg or .png files", param_hint="--cells")
-    chosen = [paths[n % len(paths)] for n in range(count)]
-    size = (TILE_PX, TILE_PX)
-    return np.stack([np.asarray(Image.open(path).convert("RGB").resize(size)) for path in chosen])
+    return write_bundle(
+        folder / "bundle", spec, network, made_tiles(8, None), card="# Random weights"
+    )
 
 
 def _write_slides(folder: Path, tiles: NDArray[np.uint8], slides: int, kind: str) -> None:
@@ -198,14 +191,7 @@ def _write_slides(folder: Path, tiles: NDArray[np.uint8], slides: int, kind: str
                 Image.fromarray(tile).save(slide / f"{index:06d}.{kind}", quality=90)
 
 
-def _report(figures: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(figures, indent=2))
-        return
-    for name, value in figures.items():
-        shown = f"{value:.3g}" if isinstance(value, float) and value < 10 else value
-        shown = f"{value:.1f}" if isinstance(value, float) and value >= 10 else shown
-        click.echo(f"{name:30} {shown}")
+benchmark.add_command(archives)
 
 
 if __name__ == "__main__":

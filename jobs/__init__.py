@@ -1,1 +1,0 @@
-"""What runs on a cluster or a bench, each a thin entry point over cvm_batch."""
