@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cvm_batch.archives.archive import ExpectedFrom, Integrity, SlideArchive, TileBlock
-from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.errors import InputChangedError, Reason
 from tests.archives.making import Cells, cells
+from tests.archives.reading import identity_at, open_at
 
 COUNT = 23
 
@@ -30,6 +30,7 @@ class ArchiveContract:
     expected_from = ExpectedFrom.LISTING
     tile_px: tuple[int, int] | None = None
     chunk_tiles = 1
+    lost_as = Reason.MISSING_TILES
 
     def write(self, path: Path, slide: Cells) -> Path:
         """Write ``slide`` to ``path`` plus the format's suffix, without loss."""
@@ -56,7 +57,7 @@ class ArchiveContract:
     @pytest.fixture(scope="class")
     @classmethod
     def archive(cls, path: Path) -> Iterator[SlideArchive]:
-        with closing(open_archive(path)) as archive:
+        with closing(open_at(path)) as archive:
             yield archive
 
     def test_describes_itself(self, archive: SlideArchive) -> None:
@@ -72,9 +73,9 @@ class ArchiveContract:
         descriptions = {archive.describe() for _ in range(20)}
         assert time.perf_counter() - started < 2
         assert len(descriptions) == 1
-        with closing(open_archive(path)) as again:
+        with closing(open_at(path)) as again:
             assert again.describe() in descriptions
-        assert identity_of(path) == archive.describe().identity
+        assert identity_at(path) == archive.describe().identity
 
     def test_pixels_coordinates_and_ids_are_the_slide_s(
         self, archive: SlideArchive, slide: Cells
@@ -129,7 +130,7 @@ class ArchiveContract:
         np.testing.assert_array_equal(again.xy, slide.xy[:7])
 
     def test_closing_twice_is_harmless(self, path: Path) -> None:
-        archive = open_archive(path)
+        archive = open_at(path)
         archive.close()
         archive.close()
 
@@ -139,30 +140,26 @@ class ArchiveContract:
         path = self.write(tmp_path / "slide", slide)
         lost = self.lose_tiles(path)
         assert lost
-        with closing(open_archive(path)) as archive:
+        with closing(open_at(path)) as archive:
             assert archive.describe().tiles == COUNT
-            assert_block(
-                archive.read(0, COUNT), slide, 0, dict.fromkeys(lost, Reason.MISSING_TILES)
-            )
+            assert_block(archive.read(0, COUNT), slide, 0, dict.fromkeys(lost, self.lost_as))
             start = min(lost)
-            assert_block(
-                archive.read(start, start + 1), slide, start, {start: Reason.MISSING_TILES}
-            )
+            assert_block(archive.read(start, start + 1), slide, start, {start: self.lost_as})
 
     def test_touching_a_file_changes_the_identity(self, slide: Cells, tmp_path: Path) -> None:
         path = self.write(tmp_path / "slide", slide)
-        with closing(open_archive(path)) as archive:
+        with closing(open_at(path)) as archive:
             before = archive.describe()
             touch(self.a_file_of(path))
             assert archive.describe().identity != before.identity
             assert archive.describe().tiles == before.tiles
-        assert identity_of(path) != before.identity
+        assert identity_at(path) != before.identity
 
     def test_a_file_that_changes_under_the_reader_is_noticed(
         self, slide: Cells, tmp_path: Path
     ) -> None:
         path = self.write(tmp_path / "slide", slide)
-        with closing(open_archive(path)) as archive:
+        with closing(open_at(path)) as archive:
             archive.read(0, COUNT)
             touch(self.a_file_of(path))
             with pytest.raises(InputChangedError, match="changed"):

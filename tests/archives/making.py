@@ -7,7 +7,9 @@ loss (PNG, or zarr), unless a suffix says otherwise.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.dtype import VariableLengthBytes
 from zarr.storage import LocalStore, ZipStore
 
 #: How `pack` writes chunks: fast to decode, and every byte of them protected.
@@ -97,6 +100,43 @@ def write_zip_members(
     return path
 
 
+def write_tar(
+    path: Path, slide: Cells, suffix: str = ".png", layout: int = tarfile.USTAR_FORMAT
+) -> Path:
+    """A tar of crops, named by `image_names`."""
+    names = image_names(len(slide), suffix)
+    members = {name: encode(tile, suffix) for name, tile in zip(names, slide.tiles, strict=True)}
+    return write_tar_members(path, members, layout)
+
+
+def write_tar_members(
+    path: Path, members: Mapping[str, bytes], layout: int = tarfile.USTAR_FORMAT
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=layout) as packed:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            packed.addfile(info, io.BytesIO(data))
+    return path
+
+
+def record(path: Path) -> Path:
+    """A sidecar with the digest of every file of ``path``, as sha256sum writes it."""
+    sidecar = path.with_name(path.name + ".sha256")
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(path.parent)}\n"
+        for file in files_of(path)
+    ]
+    sidecar.write_text("".join(lines))
+    return sidecar
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files of an archive, whatever holds them."""
+    return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+
+
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
     """A cells table, as CSV or Parquet by its suffix."""
     if path.suffix == ".parquet":
@@ -129,8 +169,13 @@ def write_zarr(
     zarr_format: int = 3,
     chunk: int = 256,
     compressors: Sequence[Any] | None = None,
+    tiles_name: str = "tiles",
+    **tiles_array: Any,
 ) -> Path:
-    """A zarr slide, in a ``.zip`` where the path says so. Default `PACKED` or `BLOSC_V2`."""
+    """A zarr slide, in a ``.zip`` where the path says so. Default `PACKED` or `BLOSC_V2`.
+
+    ``tiles_array``: further settings of the array of tiles, as zarr has them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if compressors is None:
         compressors = PACKED if zarr_format == 3 else BLOSC_V2
@@ -142,7 +187,7 @@ def write_zarr(
         # Set at once: a zip would get a second member when attributes are added later.
         attributes={} if mpp is None else {"mpp": mpp},
     )
-    _write_array(group, "tiles", tiles, chunk, compressors)
+    _write_array(group, tiles_name, tiles, chunk, compressors, **tiles_array)
     if xy is not None:
         _write_array(group, "xy", xy, 4 * chunk, compressors)
     if cell_id is not None:
@@ -151,17 +196,34 @@ def write_zarr(
     return path
 
 
+def write_varying_zarr(
+    path: Path, tiles: Sequence[NDArray[np.uint8]], *, zarr_format: int = 3, chunk: int = 7
+) -> Path:
+    """A zarr slide of tiles whose sizes vary."""
+    group = zarr.create_group(path, zarr_format=zarr_format)
+    compressors = PACKED if zarr_format == 3 else BLOSC_V2
+    pixels = np.empty(len(tiles), object)
+    pixels[:] = [tile.tobytes() for tile in tiles]
+    _write_array(group, "tiles", pixels, chunk, compressors, dtype=VariableLengthBytes())
+    sizes = np.array([tile.shape[:2] for tile in tiles], np.int32)
+    _write_array(group, "size", sizes, chunk, compressors)
+    return path
+
+
 def _write_array(
-    group: zarr.Group, name: str, values: NDArray[Any], chunk: int, compressors: Sequence[Any]
+    group: zarr.Group,
+    name: str,
+    values: NDArray[Any],
+    chunk: int,
+    compressors: Sequence[Any],
+    **settings: Any,
 ) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=(min(chunk, max(1, len(values))), *values.shape[1:]),
-        dtype=str if values.dtype.kind == "U" else values.dtype,
+    usual = {
+        "chunks": (min(chunk, max(1, len(values))), *values.shape[1:]),
+        "dtype": str if values.dtype.kind == "U" else values.dtype,
         # zarr v2 takes one compressor, and none as None.
-        compressors=list(compressors) or None,
+        "compressors": list(compressors) or None,
         # Else a chunk of zeros is left out, and cannot be told from a lost one.
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
+        "config": {"write_empty_chunks": True},
+    }
+    group.create_array(name, shape=values.shape, **usual | settings)[...] = values

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cvm_batch.archives.archive import SlideInfo, TileBlock
-from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.archive import SlideArchive, SlideInfo, TileBlock
+from cvm_batch.archives.formats import identity_of, open_archive
+from cvm_batch.archives.opening import PLAIN, OpenOptions
 from tests.archives.making import Cells
 
 
-def read_all(path: Path) -> TileBlock:
+def open_at(path: Path, options: OpenOptions = PLAIN, **known: Any) -> SlideArchive:
+    """The slide at ``path``; ``known`` is what a manifest would say of it."""
+    return open_archive(SlideAddress(uri=str(path), **known), options)
+
+
+def identity_at(path: Path) -> str:
+    return identity_of(SlideAddress(uri=str(path)))
+
+
+def read_all(path: Path, options: OpenOptions = PLAIN, **known: Any) -> TileBlock:
     """Every tile of the slide at ``path``. Raises what opening and reading raise."""
-    with closing(open_archive(path)) as archive:
+    with closing(open_at(path, options, **known)) as archive:
         return archive.read(0, archive.describe().tiles)
 
 
-def describe(path: Path) -> SlideInfo:
-    with closing(open_archive(path)) as archive:
+def describe(path: Path, options: OpenOptions = PLAIN, **known: Any) -> SlideInfo:
+    with closing(open_at(path, options, **known)) as archive:
         return archive.describe()
 
 
@@ -29,6 +43,13 @@ def flip_bit(path: Path, rng: np.random.Generator) -> None:
     bit = int(rng.integers(8 * len(data)))
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def edit_json(document: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a metadata document in place."""
+    value = json.loads(document.read_text())
+    change(value)
+    document.write_text(json.dumps(value))
 
 
 def assert_honest(block: TileBlock, slide: Cells) -> None:

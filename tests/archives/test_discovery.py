@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cvm_batch.archives.discovery import Discovery, discover
-from cvm_batch.archives.formats import FORMATS, identity_of, open_archive, recognise
+from cvm_batch.archives import discovery
+from cvm_batch.archives.discovery import Discovery
+from cvm_batch.archives.formats import FORMATS, recognise
+from cvm_batch.archives.opening import Opening
+from cvm_batch.archives.places.disk import DiskPlace
 from cvm_batch.errors import (
     BadFormatError,
     InputChangedError,
@@ -18,14 +23,25 @@ from cvm_batch.errors import (
 )
 from tests.archives.making import (
     cells,
+    encode,
     image_names,
     write_folder,
     write_table,
     write_zarr,
     write_zip,
 )
+from tests.archives.reading import identity_at, open_at
+from tests.archives.wsi_making import write_svs, write_tiff
 
 TILES = cells(2).tiles
+
+
+def discover(roots: Sequence[Path]) -> Discovery:
+    return discovery.discover([str(root) for root in roots])
+
+
+def named(found: Discovery) -> list[tuple[str, Path]]:
+    return [(slide.slide_id, Path(slide.address.uri)) for slide in found.slides]
 
 
 def ids(found: Discovery) -> list[str]:
@@ -33,7 +49,7 @@ def ids(found: Discovery) -> list[str]:
 
 
 def ignored(found: Discovery, root: Path) -> dict[str, str]:
-    return {path.relative_to(root).as_posix(): why for path, why in found.ignored}
+    return {Path(uri).relative_to(root).as_posix(): why for uri, why in found.ignored}
 
 
 def test_every_format_is_found_below_a_root(tmp_path: Path) -> None:
@@ -54,8 +70,9 @@ def test_every_format_is_found_below_a_root(tmp_path: Path) -> None:
     ]
     assert found.ignored == ()
     for slide in found.slides:
-        assert slide.path == tmp_path / slide.slide_id
-        archive = open_archive(slide.path)
+        path = tmp_path / slide.slide_id
+        assert slide.address.uri == str(path)
+        archive = open_at(path)
         assert archive.describe().tiles == 2
         archive.close()
 
@@ -75,9 +92,9 @@ def test_relative_roots_are_named_and_made_absolute(
     write_folder(tmp_path / "crops", TILES)
     monkeypatch.chdir(tmp_path / "crops")
     for root in (Path("."), Path("../crops"), Path("../crops/../crops")):
-        assert discover([root]).slides == (("crops", tmp_path / "crops"),)
+        assert named(discover([root])) == [("crops", tmp_path / "crops")]
     monkeypatch.chdir(tmp_path)
-    assert discover([Path()]).slides == (("crops", tmp_path / "crops"),)
+    assert named(discover([Path()])) == [("crops", tmp_path / "crops")]
 
 
 def test_folders_inside_an_image_folder_are_slides_of_their_own(tmp_path: Path) -> None:
@@ -110,7 +127,7 @@ def test_what_is_ignored_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert why == {
         "empty": "an empty folder",
         "readme.txt": "not a slide archive of a known format",
-        "two.cells.csv": "a cells table, with no folder or .zip of images of its name beside it",
+        "two.cells.csv": "a cells table, with no slide or folder of images of its name beside it",
         "lost.cells.parquet": why["two.cells.csv"],
         "broken": "neither a file nor a folder, or a link that leads nowhere",
         "pipe.zip": why["broken"],
@@ -141,6 +158,41 @@ def test_a_table_whose_images_are_missing_is_a_slide(tmp_path: Path) -> None:
     (tmp_path / "slide").mkdir()
     write_table(tmp_path / "slide" / "cells.csv", {"file": image_names(2)})
     assert ids(discover([tmp_path])) == ["slide"]
+
+
+def test_tiffs_with_cells_tables_are_whole_slides_and_not_crops(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", np.zeros((64, 64, 3), np.uint8))
+    write_table(tmp_path / "a.cells.csv", {"x": [30], "y": [30]})
+    (tmp_path / "thumbnail.png").write_bytes(encode(cells(1).tiles[0]))
+    found = discover([tmp_path])
+    assert ids(found) == ["a.tif", "b.tif"]
+    assert ignored(found, tmp_path).keys() == {"thumbnail.png"}
+
+
+def test_a_picture_beside_whole_slides_is_no_slide(tmp_path: Path) -> None:
+    write_svs(tmp_path / "night" / "a.svs", np.zeros((64, 64, 3), np.uint8))
+    write_table(tmp_path / "night" / "a.cells.csv", {"x": [30], "y": [30]})
+    (tmp_path / "night" / "a.png").write_bytes(encode(cells(1).tiles[0]))
+    found = discover([tmp_path])
+    assert ids(found) == ["night/a.svs"]
+    assert ignored(found, tmp_path).keys() == {"night/a.png"}
+
+
+def test_a_dicom_file_hides_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night" / "a.dcm").write_bytes(b"no slide, but taken for one")
+    write_zip(tmp_path / "night" / "b.zip", TILES)
+    (tmp_path / "night" / "notes.txt").write_text("")
+    found = discover([tmp_path])
+    assert ids(found) == ["night", "night/b.zip"]
+    assert ignored(found, tmp_path).keys() == {"night/notes.txt"}
+
+
+def test_a_root_given_twice_is_told_as_such(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", TILES)
+    with pytest.raises(SlideIdCollisionError, match="given twice"):
+        discover([path, path])
 
 
 def test_a_table_above_folders_is_not(tmp_path: Path) -> None:
@@ -180,7 +232,7 @@ def test_names_of_all_kinds_survive(tmp_path: Path) -> None:
     )
     found = discover([tmp_path])
     assert ids(found) == sorted([*names, "\\xfc.zip"])
-    assert all(open_archive(slide.path).describe().tiles == 2 for slide in found.slides)
+    assert all(open_at(Path(slide.address.uri)).describe().tiles == 2 for slide in found.slides)
 
 
 def test_links_do_not_lead_in_circles(tmp_path: Path) -> None:
@@ -216,27 +268,27 @@ class TestFormats:
     def test_a_path_that_no_format_takes_is_bad_format(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").touch()
         for path in (tmp_path, tmp_path / "notes.txt"):
-            assert recognise(path) is None
+            assert recognise(DiskPlace(path)) is None
             with pytest.raises(BadFormatError, match="is no slide archive: known are zarr"):
-                open_archive(path)
+                open_at(path)
 
     def test_a_path_that_is_not_there_may_come_back(self, tmp_path: Path) -> None:
         with pytest.raises(ReadError, match="There is nothing at"):
-            open_archive(tmp_path / "slide.zip")
+            open_at(tmp_path / "slide.zip")
 
     def test_a_damaged_archive_has_an_identity(self, tmp_path: Path) -> None:
         path = write_zip(tmp_path / "slide.zip", TILES)
-        whole = identity_of(path)
+        whole = identity_at(path)
         path.write_bytes(b"damaged")
-        damaged = identity_of(path)
+        damaged = identity_at(path)
         assert damaged != whole
         with pytest.raises(BadFormatError):
-            open_archive(path)
-        assert identity_of(path) == damaged
+            open_at(path)
+        assert identity_at(path) == damaged
 
     def test_an_archive_deleted_while_it_is_opened_is_a_changed_input(self, tmp_path: Path) -> None:
-        known = recognise(write_zip(tmp_path / "slide.zip", TILES))
+        known = recognise(DiskPlace(write_zip(tmp_path / "slide.zip", TILES)))
         (tmp_path / "slide.zip").unlink()
         assert known is not None
         with pytest.raises(InputChangedError, match="is gone"):
-            known.open(tmp_path / "slide.zip")
+            known.open(Opening(place=DiskPlace(tmp_path / "slide.zip")))

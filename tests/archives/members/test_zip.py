@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvm_batch.archives import zip_members
 from cvm_batch.archives.limits import MAX_MEMBER_BYTES
-from cvm_batch.archives.zip_members import ZipMembers
+from cvm_batch.archives.members import zip_directory
+from cvm_batch.archives.members.packed import ZipMembers
+from cvm_batch.archives.places.disk import DiskPlace
 from cvm_batch.errors import (
     BadFormatError,
     ChecksumMismatchError,
@@ -201,9 +202,9 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_cut_off(tmp_path: Path) -
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 24, 1000)
     path.write_bytes(data)
-    members = ZipMembers(path)
+    members = ZipMembers(DiskPlace(path))
     with pytest.raises(ChecksumMismatchError, match="CRC-32"):
-        members.read("a.png")
+        members.read(0)
     members.close()
 
 
@@ -211,7 +212,7 @@ def test_too_many_members_are_refused(
     slide: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "slide.zip", slide.tiles)
-    monkeypatch.setattr(zip_members, "MAX_MEMBERS", len(slide) - 1)
+    monkeypatch.setattr(zip_directory, "MAX_MEMBERS", len(slide) - 1)
     with pytest.raises(OverLimitError, match="23 members, more than the 22"):
         describe(path)
 
@@ -228,15 +229,15 @@ def test_a_huge_list_of_members_is_not_read(tmp_path: Path) -> None:
 
 
 def test_an_io_error_is_not_taken_for_damage(slide: Cells, tmp_path: Path) -> None:
-    members = ZipMembers(write_zip(tmp_path / "slide.zip", slide.tiles))
-    descriptor = members._file.fileno()
+    members = ZipMembers(DiskPlace(write_zip(tmp_path / "slide.zip", slide.tiles)))
+    descriptor = members._file._open().number
     kept = os.dup(descriptor)
     os.close(descriptor)  # as a network drive that went away
     with pytest.raises(ReadError, match="cannot be read"):
-        members.read("00000.png")
+        members.read(0)
     os.dup2(kept, descriptor)
     os.close(kept)
-    assert members.read("00000.png")
+    assert members.read(0)
     members.close()
 
 
@@ -262,3 +263,60 @@ def test_a_comment_and_a_prefix_do_no_harm(slide: Cells, tmp_path: Path) -> None
         file.comment = b"scanner 7 " * 100
     (tmp_path / "slide.zip").write_bytes(b"#!/bin/sh\n" + packed.getvalue())
     assert_honest(read_all(tmp_path / "slide.zip"), slide)
+
+
+def test_a_long_extra_field_before_the_data(tmp_path: Path) -> None:
+    """As of tools that align members to pages."""
+    path = tmp_path / "slide.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for name in ("a.png", "b.png"):
+            info = zipfile.ZipInfo(name)
+            info.extra = struct.pack("<HH", 0xCAFE, 5000) + bytes(5000)
+            packed.writestr(info, PNG)
+    block = read_all(path)
+    np.testing.assert_array_equal(block.tiles, [cells(1).tiles[0]] * 2)
+
+
+def _in_zip64(path: Path, numbers: tuple[int, ...]) -> None:
+    """Write a zip of one member anew, with all its numbers in zip64 records."""
+    data = path.read_bytes()
+    start = data.index(b"PK\1\2")
+    name_at, name_bytes = start + 46, struct.unpack_from("<H", data, start + 28)[0]
+    entry = bytearray(data[start : name_at + name_bytes])
+    struct.pack_into("<2L", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF)
+    struct.pack_into("<L", entry, 42, 0xFFFFFFFF)
+    extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
+    struct.pack_into("<H", entry, 30, len(extra))
+    listed = bytes(entry) + extra
+    wide_end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(listed), start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + len(listed), 1)
+    narrow_end = b"PK\5\6" + struct.pack(
+        "<4H2LH", 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0
+    )
+    path.write_bytes(data[:start] + listed + wide_end + locator + narrow_end)
+
+
+def test_zip64_records_are_read(tmp_path: Path) -> None:
+    path = write_zip_members(tmp_path / "slide.zip", {"a.png": PNG})
+    _in_zip64(path, (len(PNG), len(PNG), 0))
+    with zipfile.ZipFile(path) as packed:
+        assert packed.read("a.png") == PNG
+    np.testing.assert_array_equal(read_all(path).tiles, [cells(1).tiles[0]])
+
+
+@pytest.mark.parametrize("numbers", [(), (len(PNG), len(PNG))])
+def test_a_zip64_number_that_is_missing_is_bad_format(
+    tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    path = write_zip_members(tmp_path / "slide.zip", {"a.png": PNG})
+    _in_zip64(path, numbers)
+    with pytest.raises(BadFormatError, match="zip64"):
+        describe(path)
+
+
+def test_more_members_than_fit_into_16_bits(tmp_path: Path) -> None:
+    path = tmp_path / "slide.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for number in range(0x10001):
+            packed.writestr(f"{number:06d}.png", b"")
+    assert describe(path).tiles == 0x10001
