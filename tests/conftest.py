@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,11 @@ from cvm_batch.model.registry import MODELS_VARIABLE
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop(MODELS_VARIABLE, None)
+
+# Shells start what runs in the background with Ctrl-C ignored, and tests send it to processes
+# that they start, which would ignore it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = len(CVM_CERVIX_CLASSES)
 

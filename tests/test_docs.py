@@ -63,7 +63,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Path
         making.write_zip(folder / "slides" / name, tiles(30, seed=ord(name[0])))
     flip_byte_in_member(folder / "slides" / "b.zip")
     settings = Settings(
-        inputs=(folder / "slides",),
+        inputs=(str(folder / "slides"),),
         model=str(tiny_bundle.path),
         out=folder / "results",
         executor=ExecutorKind.LOCAL,

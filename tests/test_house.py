@@ -29,6 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"model", "archives", "results", "screening", "training"},
 }
 IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py"}
+#: A script sees what lies beside it under its bare name.
+NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}
 LIGHT_PACKAGES = ("errors", "archives", "results")
 
 MODULES = [
@@ -127,7 +129,7 @@ def test_only_declared_distributions_are_imported(module: str) -> None:
         for requirement in requirements
         if part != "dev"
     }
-    ours_and_pythons = {"cvm_batch", "jobs", *sys.stdlib_module_names}
+    ours_and_pythons = {"cvm_batch", "jobs", *NEIGHBOURS_OF_JOBS, *sys.stdlib_module_names}
     distributions = packages_distributions()
     for name in imports(module):
         top = name.partition(".")[0]

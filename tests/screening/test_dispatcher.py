@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.errors import Reason
 from cvm_batch.results.schemas import Status
 from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
@@ -19,7 +20,10 @@ POLICY = LeasePolicy(batch_size=8, backoff_seconds=1.0)
 
 
 def sources(count: int, chunk_tiles: int = 1) -> list[SlideSource]:
-    return [SlideSource(n, f"slide-{n}", f"/slides/{n}", "id", chunk_tiles) for n in range(count)]
+    return [
+        SlideSource(n, f"slide-{n}", SlideAddress(uri=f"/slides/{n}"), "id", chunk_tiles)
+        for n in range(count)
+    ]
 
 
 def dispatcher(*tiles: int, policy: LeasePolicy = POLICY, chunk_tiles: int = 1) -> Dispatcher:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, TileFault
 from cvm_batch.errors import ChecksumMismatchError, Reason
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
@@ -35,16 +36,20 @@ class Night:
         self.opened: list[str] = []
         self.tallies = [
             PartTally(
-                Part(SlideSource(n, uri, uri, "memory", chunk_tiles), 0, len(archive.tiles)),
+                Part(
+                    SlideSource(n, uri, SlideAddress(uri=uri), "memory", chunk_tiles),
+                    0,
+                    len(archive.tiles),
+                ),
                 classes=2,
                 primary=[0],
             )
             for n, (uri, archive) in enumerate(archives.items())
         ]
 
-    def open(self, uri: str) -> SlideArchive:
-        self.opened.append(uri)
-        return self.archives[uri]
+    def open(self, address: SlideAddress) -> SlideArchive:
+        self.opened.append(address.uri)
+        return self.archives[address.uri]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(240)
 def settings(tmp_path: Path, tiny_bundle: Bundle) -> Settings:
     many_slides(tmp_path / "slides", 30)
     return Settings(
-        inputs=(tmp_path / "slides",),
+        inputs=(str(tmp_path / "slides"),),
         model=str(tiny_bundle.path),
         out=tmp_path / "results",
         batch_size=8,

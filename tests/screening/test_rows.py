@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ExpectedFrom, SlideInfo
 from cvm_batch.errors import Reason
 from cvm_batch.model.bundle import Bundle
@@ -17,9 +18,10 @@ from cvm_batch.screening.plan import PlannedSlide
 from cvm_batch.screening.rows import RunContext, slide_row
 from cvm_batch.screening.work import Failure, Part, PartOutcome, QualitySums, SlideSource
 
-SOURCE = SlideSource(0, "a.zip", "/slides/a.zip", "1d")
+ADDRESS = SlideAddress(uri="/slides/a.zip")
+SOURCE = SlideSource(0, "a.zip", ADDRESS, "1d")
 INFO = SlideInfo(identity="1d", tiles=8, expected_from=ExpectedFrom.LISTING, tile_px=None)
-SLIDE = PlannedSlide(slide_id="a.zip", uri="/slides/a.zip", info=INFO, result_key="key")
+SLIDE = PlannedSlide(slide_id="a.zip", address=ADDRESS, info=INFO, result_key="key")
 
 
 def outcome(start: int, stop: int, classes: dict[int, int], **more: Any) -> PartOutcome:
@@ -124,7 +126,7 @@ def test_a_failed_slide_shows_no_count_whatever_was_read(tiny_bundle: Bundle) ->
 def test_names_that_are_not_utf8_are_stored_escaped(tiny_bundle: Bundle) -> None:
     slide = PlannedSlide(
         slide_id="x",
-        uri="/slides/x\udcff.zip",
+        address=SlideAddress(uri="/slides/x\udcff.zip"),
         info=None,
         failure=Failure(Reason.BAD_FORMAT, "/slides/x\udcff.zip is no zip"),
     )

@@ -70,7 +70,7 @@ def slides(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(slides: Path, tiny_bundle: Bundle, tmp_path: Path) -> Settings:
     return Settings(
-        inputs=(slides,),
+        inputs=(str(slides),),
         model=str(tiny_bundle.path),
         out=tmp_path / "results",
         precision=Precision.FP32,
@@ -157,7 +157,7 @@ def test_every_cell_has_the_class_of_a_plain_loop(settings: Settings, tiny_bundl
 def test_formats_agree_on_the_same_cells(tmp_path: Path, settings: Settings) -> None:
     shutil.rmtree(settings.inputs[0])
     for name, write in FORMATS.items():
-        write(settings.inputs[0] / name, tiles(50, seed=1))
+        write(Path(settings.inputs[0]) / name, tiles(50, seed=1))
     run(settings)
     counts = [row["class_counts"] for row in by_slide(settings).values()]
     assert len(counts) == 4
@@ -186,7 +186,7 @@ def test_the_same_again_classifies_nothing(settings: Settings) -> None:
 
 def test_a_new_slide_is_classified_alone(settings: Settings) -> None:
     run(settings)
-    making.write_zip(settings.inputs[0] / "new.zip", tiles(30, seed=9))
+    making.write_zip(Path(settings.inputs[0]) / "new.zip", tiles(30, seed=9))
     again = run(settings)
     assert again.by_status == Counter({Status.COMPLETE: 1})
     assert [row["slide_id"] for row in rows(settings)][-1] == "new.zip"
@@ -194,7 +194,7 @@ def test_a_new_slide_is_classified_alone(settings: Settings) -> None:
 
 def test_a_changed_slide_is_classified_again(settings: Settings) -> None:
     run(settings)
-    path = settings.inputs[0] / "zip.zip"
+    path = Path(settings.inputs[0]) / "zip.zip"
     path.unlink()
     making.write_zip(path, tiles(20, seed=9))
     assert run(settings).by_status == Counter({Status.COMPLETE: 1})
@@ -218,7 +218,7 @@ def test_another_bundle_classifies_all_again_and_keeps_the_older_rows(
 
 
 def test_damage_costs_its_slide_alone(settings: Settings) -> None:
-    folder = settings.inputs[0]
+    folder = Path(settings.inputs[0])
     flip_byte_in_member(folder / "zip.zip")
     images = sorted((folder / "folder").glob("*.png"))
     images[3].write_bytes(images[3].read_bytes()[:60])
@@ -240,17 +240,18 @@ def test_damage_costs_its_slide_alone(settings: Settings) -> None:
     assert found["zip.zip"]["cells_files"] == []
 
     again = run(settings)
-    assert again.by_status.total() == 0, "the same bytes would fail again"
+    # The same bytes would fail again, but a copy under the same name may be another.
+    assert again.by_status == {Status.FAILED: 1}
+    assert [slide.slide_id for slide in again.not_complete] == ["zip.zip"]
     assert again.exit_code is ExitCode.NOT_ALL_COMPLETE
     assert {(slide.slide_id, slide.reason) for slide in again.settled_not_complete} == {
         ("broken.zip", "bad_format"),
         ("folder", "unreadable_tiles"),
-        ("zip.zip", "checksum_mismatch"),
     }
 
 
 def test_a_passing_error_is_tried_again_by_the_next_submit(settings: Settings) -> None:
-    folder = settings.inputs[0]
+    folder = Path(settings.inputs[0])
     shutil.rmtree(folder / "v3.zarr")
 
     def change_zip(progress: object) -> None:
@@ -266,11 +267,11 @@ def test_a_passing_error_is_tried_again_by_the_next_submit(settings: Settings) -
 
 
 def test_stray_files_are_listed(settings: Settings) -> None:
-    (settings.inputs[0] / "notes.docx").write_text("not a slide")
+    (Path(settings.inputs[0]) / "notes.docx").write_text("not a slide")
     summary = run(settings)
     assert summary.ignored == 1
     manifest = json.loads((settings.out / f"runs/{summary.run_id}.json").read_text())
-    assert manifest["ignored"][0]["path"].endswith("notes.docx")
+    assert manifest["ignored"][0]["uri"].endswith("notes.docx")
 
 
 def test_the_manifest_tells_what_ran(settings: Settings, tiny_bundle: Bundle) -> None:
@@ -305,10 +306,10 @@ def comparable(settings: Settings) -> dict[str, Any]:
     }
 
 
-def many_slides(folder: Path, count: int) -> None:
+def many_slides(folder: str | Path, count: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for number in range(count):
-        making.write_zip(folder / f"{number:03d}.zip", tiles(60, seed=number))
+        making.write_zip(Path(folder) / f"{number:03d}.zip", tiles(60, seed=number))
 
 
 def test_a_stopped_run_leaves_the_rest_for_the_next(settings: Settings, tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ from cvm_batch.model.precision import Precision
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 slides, model, out = sys.argv[1:]
-run(Settings(inputs=(Path(slides),), model=model, out=Path(out), batch_size=8,
+run(Settings(inputs=(slides,), model=model, out=Path(out), batch_size=8,
              precision=Precision.FP32, executor=ExecutorKind.LOCAL))
 """
 
@@ -425,7 +426,7 @@ def wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
 
 def test_superseded_cells_are_removed_at_the_end(settings: Settings) -> None:
     """A slide that fails at its end, when its other parts have written their files."""
-    path = settings.inputs[0] / "v3.zarr"
+    path = Path(settings.inputs[0]) / "v3.zarr"
     shutil.rmtree(path)
     making.write_zarr(path, tiles(400, seed=1), chunk=16)
     chunk = path / "tiles/c/24/0/0/0"

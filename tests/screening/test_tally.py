@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import TileBlock, TileFault
 from cvm_batch.errors import Reason
 from cvm_batch.results.cells import PartFiles
@@ -37,7 +38,7 @@ def files(results: ResultsFolder) -> PartFiles:
 
 
 def tally(tiles: int, start: int = 0) -> PartTally:
-    source = SlideSource(0, "slide-a", "/slides/slide-a", "id")
+    source = SlideSource(0, "slide-a", SlideAddress(uri="/slides/slide-a"), "id")
     return PartTally(Part(source, start, start + tiles), len(CLASSES), primary=[0, 1])
 
 
@@ -49,6 +50,7 @@ def readable(index: NDArray[np.int64]) -> ReadableTiles:
         index=index,
         xy=np.stack([index * 1.5, np.full(len(index), np.nan)], axis=1),
         cell_id=[f"c{n}" for n in index],
+        padded=index % 2 == 0,
         quality=measure(tiles),
     )
 

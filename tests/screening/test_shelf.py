@@ -1,0 +1,60 @@
+"""Archives kept open between parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.errors import InputChangedError
+from cvm_batch.screening.shelf import Shelf
+from cvm_batch.screening.work import SlideSource
+from tests.doubles import MemoryArchive
+
+SLIDE = SlideSource(0, "a", SlideAddress(uri="a"), "memory")
+
+
+class Opened:
+    """Opens archives that know whether they are closed."""
+
+    def __init__(self) -> None:
+        self.archives: list[MemoryArchive] = []
+
+    def __call__(self, address: SlideAddress) -> MemoryArchive:
+        self.archives.append(MemoryArchive(np.zeros((5, 8, 8, 3), np.uint8)))
+        return self.archives[-1]
+
+
+def test_an_archive_is_opened_once_for_all_parts() -> None:
+    opened = Opened()
+    shelf = Shelf(opened)
+    first, second = shelf.take(SLIDE), shelf.take(SLIDE)
+    assert first.archive is second.archive
+    shelf.give_back(first, spoiled=False)
+    shelf.give_back(second, spoiled=False)
+    assert not opened.archives[0].closed
+    shelf.close()
+    assert opened.archives[0].closed
+
+
+def test_a_spoiled_archive_is_closed_by_its_last_user_and_no_other() -> None:
+    opened = Opened()
+    shelf = Shelf(opened)
+    first, second = shelf.take(SLIDE), shelf.take(SLIDE)
+    shelf.give_back(first, spoiled=True)
+    third = shelf.take(SLIDE)
+    assert third.archive is not second.archive
+    shelf.give_back(second, spoiled=True)
+    assert [archive.closed for archive in opened.archives] == [True, False]
+    shelf.give_back(third, spoiled=False)
+    assert not opened.archives[1].closed
+
+
+def test_a_check_is_made_of_the_archive_in_use() -> None:
+    opened = Opened()
+    shelf = Shelf(opened)
+    first, second = shelf.take(SLIDE), shelf.take(SLIDE)
+    shelf.give_back(first, spoiled=True)
+    opened.archives[0].identity = "another"
+    with pytest.raises(InputChangedError):
+        shelf.check(second)
