@@ -55,8 +55,8 @@ class Reason(StrEnum):
     UNSAFE_ARCHIVE = "unsafe_archive"
 
 
-#: Causes that may pass: a further submit tries these slides again by itself.
-#: A damaged file may be copied again, and a packed slide's identity is the same then.
+#: Causes that may pass: a further submit tries these slides again by itself. A damaged file
+#: may be copied again, and a packed slide's identity is the same then.
 PASSING_REASONS = frozenset(
     {Reason.CHECKSUM_MISMATCH, Reason.INPUT_CHANGED, Reason.READ_ERROR, Reason.REPLICA_LOST}
 )

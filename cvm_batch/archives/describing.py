@@ -13,7 +13,7 @@ from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.archives.places.files import as_slide_error
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import SlideError
+from cvm_batch.errors import SlideError, UsageError
 from cvm_batch.isolation import Done, run_isolated
 
 #: Listing half a million files on a busy share takes minutes, not more.
@@ -63,6 +63,8 @@ def _describe(address: SlideAddress, options: OpenOptions) -> Description:
     try:
         with closing(open_archive(address, options)) as archive:
             info = archive.describe()
+    except UsageError:  # of the run, not of this slide
+        raise
     except Exception as error:
         told = as_slide_error(error, address.uri)
         return Description(address=address, error=told, identity=_identity(address, options))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cvm_batch.cli.console import STDOUT, print_json, printable
-from cvm_batch.cli.opening import opened_for, reading_options, slides_at
+from cvm_batch.cli.opening import each_slide, opened_for, reading_options, slides_at
 from cvm_batch.errors import ExitCode, SlideError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +47,8 @@ def inspect(slides: tuple[str, ...], sheet: Path | None, as_json: bool, **option
         raise UsageError(f"--contact-sheet {sheet}: name a .png file.")
     shown: list[dict[str, Any]] = []
     picture = None
-    for slide, result in _inspections(found, opened_for(options)):
+    look = partial(_inspect, options=opened_for(options))
+    for slide, result in each_slide(look, found, timeout=_TIMEOUT_SECONDS):
         if isinstance(result, SlideError):
             shown.append(_failed(slide, result))
         else:
@@ -63,28 +62,6 @@ def inspect(slides: tuple[str, ...], sheet: Path | None, as_json: bool, **option
         _save(picture, sheet)
     failed = any("reason" in each for each in shown)
     return ExitCode.NOT_ALL_COMPLETE if failed else ExitCode.COMPLETE
-
-
-def _inspections(
-    slides: Sequence[ListedSlide], options: OpenOptions
-) -> Iterator[tuple[ListedSlide, Inspection | SlideError]]:
-    from cvm_batch.archives.places.files import as_slide_error
-    from cvm_batch.cpus import usable_cpus
-    from cvm_batch.isolation import Done, run_isolated
-
-    outcomes = run_isolated(
-        partial(_inspect, options=options),
-        slides,
-        jobs=usable_cpus(),
-        timeout=_TIMEOUT_SECONDS,
-        name=lambda slide: slide.address.uri,
-    )
-    with closing(outcomes):
-        for outcome in outcomes:
-            if isinstance(outcome, Done):
-                yield outcome.item, outcome.result
-            else:
-                yield outcome.item, as_slide_error(outcome.error, outcome.item.address.uri)
 
 
 def _save(picture: Image, sheet: Path) -> None:

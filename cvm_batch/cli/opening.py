@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,12 +12,13 @@ import click
 from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
 from cvm_batch.cli.console import STDERR, printable
-from cvm_batch.errors import NoSlidesError
+from cvm_batch.errors import NoSlidesError, SlideError
 
 if TYPE_CHECKING:
     from cvm_batch.archives.tables.slides import ListedSlide
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 _ARRAYS = tuple(ArrayNames.__dataclass_fields__)
 
@@ -108,3 +110,33 @@ def slides_at(paths: Sequence[str], *, needed: bool = True) -> tuple[ListedSlide
     if needed and not found.slides:
         raise NoSlidesError(f"No slides found in {', '.join(paths)}. Check the path.")
     return found.slides
+
+
+def each_slide(
+    look: Callable[[ListedSlide], R],
+    slides: Sequence[ListedSlide],
+    *,
+    timeout: float,
+    jobs: int | None = None,
+) -> Iterator[tuple[ListedSlide, R | SlideError]]:
+    """What ``look`` finds of each slide, in processes that may die; whatever goes wrong is its own.
+
+    ``timeout``: seconds for one slide. Raises RunAbortedError.
+    """
+    from cvm_batch.archives.places.files import as_slide_error
+    from cvm_batch.cpus import usable_cpus
+    from cvm_batch.isolation import Done, run_isolated
+
+    outcomes = run_isolated(
+        look,
+        slides,
+        jobs=jobs or usable_cpus(),
+        timeout=timeout,
+        name=lambda slide: slide.address.uri,
+    )
+    with closing(outcomes):
+        for outcome in outcomes:
+            if isinstance(outcome, Done):
+                yield outcome.item, outcome.result
+            else:
+                yield outcome.item, as_slide_error(outcome.error, outcome.item.address.uri)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cvm_batch.cli.console import STDOUT, print_json, printable
-from cvm_batch.cli.opening import opened_for, reading_options, slides_at
-from cvm_batch.errors import BundleError, ExitCode
+from cvm_batch.cli.opening import each_slide, opened_for, reading_options, slides_at
+from cvm_batch.errors import BundleError, ExitCode, SlideError
 
 if TYPE_CHECKING:
     from cvm_batch.archives.opening import OpenOptions
@@ -101,25 +100,12 @@ def _results(path: Path) -> Iterator[_Checked]:
 def _slides(
     slides: Sequence[ListedSlide], jobs: int | None, options: OpenOptions
 ) -> Iterator[_Checked]:
-    from cvm_batch.archives.places.files import as_slide_error
-    from cvm_batch.cpus import usable_cpus
-    from cvm_batch.isolation import Done, run_isolated
-
-    outcomes = run_isolated(
-        partial(_verify, options=options),
-        slides,
-        jobs=jobs or usable_cpus(),
-        timeout=_TIMEOUT_SECONDS,
-        name=lambda slide: slide.address.uri,
-    )
-    with closing(outcomes):
-        for outcome in outcomes:
-            slide_id = outcome.item.slide_id
-            if isinstance(outcome, Done):
-                yield _verdict(slide_id, outcome.result)
-            else:
-                error = as_slide_error(outcome.error, outcome.item.address.uri)
-                yield _Checked("slide", slide_id, False, f"{error.reason}: {error}")
+    look = partial(_verify, options=options)
+    for slide, found in each_slide(look, slides, timeout=_TIMEOUT_SECONDS, jobs=jobs):
+        if isinstance(found, SlideError):
+            yield _Checked("slide", slide.slide_id, False, f"{found.reason}: {found}")
+        else:
+            yield _verdict(slide.slide_id, found)
 
 
 def _verify(slide: ListedSlide, options: OpenOptions) -> SlideVerdict:
