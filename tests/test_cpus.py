@@ -37,6 +37,9 @@ def test_is_at_most_the_affinity_here() -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
 
 
+NOWHERE = Path("/nonexistent")
+
+
 @pytest.mark.usefixtures("eight_cpus")
 @pytest.mark.parametrize(
     ("quota", "cpus"),
@@ -53,7 +56,7 @@ def test_is_at_most_the_affinity_here() -> None:
 )
 def test_cgroup_v2_quota(tmp_path: Path, quota: str, cpus: int) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert usable_cpus(tmp_path) == cpus
+    assert usable_cpus(tmp_path, NOWHERE) == cpus
 
 
 @pytest.mark.usefixtures("eight_cpus")
@@ -63,16 +66,42 @@ def test_cgroup_v2_quota(tmp_path: Path, quota: str, cpus: int) -> None:
 )
 def test_cgroup_v1_quota(tmp_path: Path, quota: str, period: str, cpus: int) -> None:
     write_v1(tmp_path, quota, period)
-    assert usable_cpus(tmp_path) == cpus
+    assert usable_cpus(tmp_path, NOWHERE) == cpus
 
 
 @pytest.mark.usefixtures("eight_cpus")
-def test_v2_comes_before_v1(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("200000 100000\n")
-    write_v1(tmp_path, "500000", "100000")
-    assert usable_cpus(tmp_path) == 2
+def test_the_tightest_group_around_the_process_counts(tmp_path: Path) -> None:
+    """As under systemd or Slurm: the quota is on a group above the process's own."""
+    membership = tmp_path / "membership"
+    membership.write_text("0::/batch.slice/job-7/step-0\n")
+    for group, quota in [("", "max"), ("batch.slice", "600000"), ("batch.slice/job-7", "300000")]:
+        (tmp_path / group).mkdir(exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{quota} 100000\n")
+    (tmp_path / "batch.slice/other").mkdir()
+    (tmp_path / "batch.slice/other/cpu.max").write_text("100000 100000\n")
+    assert usable_cpus(tmp_path, membership) == 3
+
+
+@pytest.mark.usefixtures("eight_cpus")
+def test_v1_groups(tmp_path: Path) -> None:
+    membership = tmp_path / "membership"
+    membership.write_text("9:name=systemd:/\n4:cpu,cpuacct:/job\n3:memory:/other\n")
+    write_v1(tmp_path, "-1", "100000")
+    job = tmp_path / "cpu/job"
+    job.mkdir()
+    (job / "cpu.cfs_quota_us").write_text("200000\n")
+    (job / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cpus(tmp_path, membership) == 2
+
+
+@pytest.mark.usefixtures("eight_cpus")
+def test_path_of_the_host_seen_from_a_container(tmp_path: Path) -> None:
+    membership = tmp_path / "membership"
+    membership.write_text("0::/kubepods/pod-1/container-2\n")
+    (tmp_path / "cpu.max").write_text("500000 100000\n")
+    assert usable_cpus(tmp_path, membership) == 5
 
 
 @pytest.mark.usefixtures("eight_cpus")
 def test_without_a_cgroup(tmp_path: Path) -> None:
-    assert usable_cpus(tmp_path / "missing") == AFFINITY
+    assert usable_cpus(tmp_path / "missing", NOWHERE) == AFFINITY
