@@ -59,15 +59,16 @@ def show(bundle: str, as_json: bool) -> None:
     """
     import torch
 
-    from cvm_batch.model.engine import TorchEngine, verify_sentinels
+    from cvm_batch.model.backends.starting import start_engine
     from cvm_batch.model.network import parameter_count
     from cvm_batch.model.precision import Precision
     from cvm_batch.model.registry import find_bundle
 
     found = find_bundle(bundle)
     parameters = parameter_count(found.network())
-    engine = TorchEngine(found, device=torch.device("cpu"), precision=Precision.FP32)
-    difference = verify_sentinels(engine, found.sentinels())
+    engine = start_engine(found, device=torch.device("cpu"), precision=Precision.FP32)
+    difference = engine.sentinel_difference
+    engine.close()
     if as_json:
         print_json(
             found.spec.to_json()

@@ -42,7 +42,12 @@ def screening_options(command: F) -> F:
         click.option(
             "--precision",
             type=click.Choice(["fp32", "fp16", "bf16"]),
-            help="Default: fp16 on GPUs, bf16 on CPUs that have it, else fp32.",
+            help="Default: fp16 on GPUs, bf16 on CPUs that are faster in it, else fp32.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["torch-eager", "torch-compile", "openvino"]),
+            help="What runs the network; default: the fastest, its preparation counted in.",
         ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]
@@ -54,11 +59,12 @@ def screening_options(command: F) -> F:
 def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
     from cvm_batch.archives.opening import ArrayNames
+    from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
     from cvm_batch.screening.run import run
     from cvm_batch.screening.settings import ExecutorKind, Settings
 
-    precision = options.pop("precision")
+    precision, backend = options.pop("precision"), options.pop("backend")
     arrays = ArrayNames(**options.pop("arrays"))
     settings = Settings(
         inputs=inputs,
@@ -67,6 +73,7 @@ def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) ->
         executor=ExecutorKind(options.pop("executor")),
         arrays=arrays,
         precision=Precision(precision) if precision else None,
+        backend=Backend(backend) if backend else None,
         **options,
     )
     shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
@@ -104,7 +111,7 @@ def _ended_line(summary: RunSummary) -> str:
     return (
         f"{summary.by_status.total()} slides: {counts}. {summary.cells:,} cells in "
         f"{summary.seconds_classifying:.1f} s{speed}, after {summary.seconds_starting:.1f} s "
-        f"of start-up. {summary.bundle}, {summary.precision}."
+        f"of start-up. {summary.bundle}, {summary.precision}, {summary.backend}."
     )
 
 

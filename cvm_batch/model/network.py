@@ -15,6 +15,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 _REFUSED_ARGS = re.compile("pretrained|checkpoint|cache_dir|num_classes|scriptable|exportable")
 
@@ -132,3 +133,13 @@ class CvmCervix(nn.Module):
 
 def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def tile_gflop(architecture: Architecture, classes: int, side: int) -> float:
+    """Arithmetic of one image [3, side, side] in GFLOP, a multiply-add counted as two."""
+    with torch.device("meta"):
+        network = CvmCervix(architecture, classes).eval()
+        images = torch.empty(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return float(counter.get_total_flops()) / 1e9

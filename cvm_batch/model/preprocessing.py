@@ -1,27 +1,31 @@
 """From native-size uint8 tiles to the network's input.
 
-Equal to Pillow's bilinear resize (which antialiases) followed by the training
-transform's normalisation: rounded to whole grey levels after the resize, since that is
-what the network saw in training.
+Pillow's bilinear resize (which antialiases) followed by the training transform's
+normalisation: rounded to whole grey levels after the resize, since that is what the
+network saw in training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from cvm_batch.tiles import Tiles
 
 #: Part of the result key: raise it when the same tile would give another input.
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
+
+#: Brings uint8 tiles [n, h, w, 3] to a device.
+Upload = Callable[[NDArray[np.uint8]], Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,10 +70,18 @@ class Preprocessing:
             interpolation=str(value["interpolation"]),
         )
 
-    def resize(self, tiles: Tiles, device: torch.device) -> Tensor:
-        """Return uint8 [n, 3, s, s] in channels-last memory on ``device``."""
+    def resize(self, tiles: Tiles, device: torch.device, upload: Upload | None = None) -> Tensor:
+        """Return uint8 [n, 3, s, s] in channels-last memory on ``device``.
+
+        On the CPU Pillow itself resizes; elsewhere PyTorch does, within one grey level of
+        it. ``upload`` brings tiles of one size to the device, each call's in memory of its
+        own.
+        """
+        if device.type == "cpu":
+            return self._resize_on_cpu(tiles)
+        upload = upload or (lambda block: torch.from_numpy(block).to(device))
         if isinstance(tiles, np.ndarray):
-            return self._resize_equal(tiles, device)
+            return self.resize_there(upload(tiles))
         out = torch.empty(
             (len(tiles), 3, self.input_px, self.input_px),
             dtype=torch.uint8,
@@ -78,25 +90,39 @@ class Preprocessing:
         )
         for positions in _positions_by_shape(tiles).values():
             block = np.stack([tiles[position] for position in positions])
-            out[positions] = self._resize_equal(block, device)
+            out[positions] = self.resize_there(upload(block))
         return out
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (images / 255 - mean) / std of uint8 [n, 3, s, s] in ``dtype``."""
-        # One multiply-add instead of three passes; in fp32, rounded to dtype at the end.
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        return torch.addcmul(-mean / std, images.float(), 1 / (255 * std)).to(dtype)
+        scale, shift = (value.to(images.device) for value in self.scale_and_shift())
+        return torch.addcmul(shift, images.float(), scale).to(dtype)
 
-    def _resize_equal(self, tiles: NDArray[np.uint8], device: torch.device) -> Tensor:
-        tiles = np.require(tiles, np.uint8, ["C_CONTIGUOUS", "WRITEABLE"])  # torch takes no other
-        images = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Float32 [3, 1, 1] each: one multiply-add normalises, instead of three passes."""
+        std = torch.tensor(self.std).view(3, 1, 1)
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        return 1 / (255 * std), -mean / std
+
+    def _resize_on_cpu(self, tiles: Tiles) -> Tensor:
+        """Pillow's own: PyTorch's kernel for uint8 is four times as fast, and two grey levels
+        off once in some million values (docs/decisions/0014)."""
+        side = self.input_px
+        out = np.empty((len(tiles), side, side, 3), np.uint8)
+        for image, tile in zip(out, tiles, strict=True):
+            if tile.shape[:2] == (side, side):
+                image[:] = tile
+            else:
+                resized = Image.fromarray(tile).resize((side, side), Image.Resampling.BILINEAR)
+                image[:] = np.asarray(resized)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def resize_there(self, tiles: Tensor) -> Tensor:
+        """Return uint8 [n, 3, s, s] of tiles [n, h, w, 3], on the device where they are."""
+        images = tiles.permute(0, 3, 1, 2)
         size = (self.input_px, self.input_px)
         if images.shape[2:] == size:
             return images
-        if device.type == "cpu":
-            # torch's own uint8 kernel: Pillow's fixed-point arithmetic, faster than float.
-            return functional.interpolate(images, size, mode="bilinear", antialias=True)
         resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
         return resized.round_().clamp_(0, 255).to(torch.uint8)
 

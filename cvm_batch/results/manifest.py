@@ -34,6 +34,8 @@ class RunManifest:
     """As given on the command line."""
     bundle: Mapping[str, Any]
     precision: str
+    backend: str
+    """What ran the network: torch-eager, torch-compile or openvino."""
     executor: str
     versions: Mapping[str, str]
     host: Mapping[str, Any]

@@ -22,7 +22,7 @@ class LeasePolicy:
     """How work is cut and how often it is tried."""
 
     batch_size: int
-    """Tiles of a full batch; leases hold whole batches where they can."""
+    """Tiles that fill all lanes of a replica; leases hold whole batches where they can."""
     lease_seconds: float = 4.0
     in_flight: int = 2
     """Leases a replica holds at once: one on the device, one being decoded."""

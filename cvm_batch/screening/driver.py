@@ -118,7 +118,7 @@ class Driver:
                 )
             )
             tiles.append(slide.info.tiles)
-        return Dispatcher(sources, tiles, LeasePolicy(batch_size=info.batch_size))
+        return Dispatcher(sources, tiles, LeasePolicy(batch_size=info.lanes * info.batch_size))
 
     def _hand_out(self, now: float) -> None:
         if self._dispatcher is None:

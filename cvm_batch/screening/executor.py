@@ -47,13 +47,23 @@ class ReplicaLost:
 Event = ReplicaReady | LeaseDone | ReplicaLost
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What all replicas of a run together will have."""
+
+    device_type: str
+    """``cuda`` or ``cpu``."""
+    processors: int
+    """GPUs, or CPUs where there are none."""
+
+
 class Executor(Protocol):
     """Starts replicas, hands them leases, tells what came of it, replaces what died."""
 
     name: str
 
-    def device_type(self) -> str:
-        """``cuda`` or ``cpu``: what replicas will run on."""
+    def hardware(self) -> Hardware:
+        """What replicas will run on. Raises UsageError where there is too little."""
         ...
 
     def start(self, spec: ReplicaSpec) -> None:
@@ -88,8 +98,8 @@ class LocalExecutor:
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="lease")
         self._events: queue.Queue[Event | BaseException] = queue.Queue()
 
-    def device_type(self) -> str:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    def hardware(self) -> Hardware:
+        return hardware_here()
 
     def start(self, spec: ReplicaSpec) -> None:
         gpus = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
@@ -130,6 +140,13 @@ class LocalExecutor:
             self._events.put(LeaseDone(number, lease.number, outcomes))
         except BaseException as error:
             self._events.put(error)
+
+
+def hardware_here() -> Hardware:
+    """This machine's, as far as this process may use it."""
+    if torch.cuda.is_available():
+        return Hardware("cuda", torch.cuda.device_count())
+    return Hardware("cpu", usable_cpus())
 
 
 def _abort(error: BaseException) -> CvmBatchError:

@@ -6,6 +6,7 @@ Plain actors, not Ray Data: docs/decisions/0004. An actor is never restarted by 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -16,11 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, RunAbortedError, SentinelError, UsageError
-from cvm_batch.screening.executor import Event, LeaseDone, ReplicaLost, ReplicaReady
+from cvm_batch.screening.executor import (
+    Event,
+    Hardware,
+    LeaseDone,
+    ReplicaLost,
+    ReplicaReady,
+    hardware_here,
+)
 from cvm_batch.screening.replica import Replica, ReplicaSpec
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
 
@@ -84,11 +90,15 @@ class RayExecutor:
         self._calls: dict[Any, _Call] = {}
         self._next_replica = 0
 
-    def device_type(self) -> str:
+    def hardware(self) -> Hardware:
         if self._address is None:
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            return hardware_here()  # Ray is started later: a run may find nothing to do
         self._connect()
-        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+        shares = _shares(ray.nodes(), self._wanted)
+        gpus = sum(share.gpus for share in shares)
+        if gpus:
+            return Hardware("cuda", math.ceil(gpus))
+        return Hardware("cpu", sum(share.cpus for share in shares))
 
     def start(self, spec: ReplicaSpec) -> None:
         self._connect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,17 +13,17 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import cvm_batch
 from cvm_batch.archives.formats import open_archive
 from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleDigestError, RunAbortedError
+from cvm_batch.model.backends.choosing import Backend
+from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import load_bundle
-from cvm_batch.model.engine import InferenceEngine, TorchEngine, default_device, verify_sentinels
+from cvm_batch.model.engine import Classified, default_device
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
@@ -34,9 +33,10 @@ from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.tally import PartTally
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
 
-#: Batches handed to the device ahead of the one being counted: one runs, one waits.
+#: Batches handed to each lane of the engine ahead of the one being counted: one runs, one
+#: waits.
 _BATCHES_AHEAD = 2
-_LIBRARIES = ("numpy", "pillow", "pyarrow", "ray", "timm", "zarr")
+_LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "ray", "timm", "zarr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class ReplicaSpec:
     bundle: Path
     bundle_digest: str
     precision: Precision
+    backend: Backend
     batch_size: int | None
     """None: the engine's own choice."""
     results: Path
@@ -69,17 +70,19 @@ class Replica:
             )
         self._spec = spec
         self._bundle = bundle
-        # One thread for all calls of the engine: PyTorch keeps a thread pool per caller.
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self._shelf = Shelf(partial(open_archive, options=spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._device_name = _name_of(device or default_device())
-        self._engine: InferenceEngine = self._device.submit(self._start_engine, device).result()
-        self._difference = self._device.submit(
-            verify_sentinels, self._engine, bundle.sentinels()
-        ).result()
+        self._engine = start_engine(
+            bundle,
+            device=device,
+            precision=spec.precision,
+            backend=spec.backend,
+            batch_size=spec.batch_size,
+            threads=spec.threads,
+        )
         self._files = PartFiles(ResultsFolder(spec.results), spec.run, bundle.spec.class_names)
         primary = bundle.spec.groups.get(bundle.spec.primary_group or "", ())
         self._primary = [bundle.spec.class_names.index(name) for name in primary]
@@ -90,7 +93,8 @@ class Replica:
             precision=str(self._engine.precision),
             backend=self._engine.backend,
             batch_size=self._engine.batch_size,
-            sentinel_difference=self._difference,
+            lanes=self._engine.lanes,
+            sentinel_difference=self._engine.sentinel_difference,
             versions=versions(),
         )
 
@@ -104,14 +108,14 @@ class Replica:
         tallies = [PartTally(part, classes, self._primary) for part in lease.parts]
         ahead = self._spec.threads + 2
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
-        running: deque[tuple[Batch, Future[_Timed]]] = deque()
+        running: deque[tuple[Batch, Future[Classified]]] = deque()
         try:
             with self._turn:
                 for batch in batches(blocks, self._engine.batch_size):
                     if self._closed.is_set():
                         raise RunAbortedError("The replica was closed while a lease was running.")
-                    running.append((batch, self._device.submit(self._run, batch)))
-                    if len(running) > _BATCHES_AHEAD:
+                    running.append((batch, self._engine.start(batch.tiles)))
+                    if len(running) > _BATCHES_AHEAD * self._engine.lanes:
                         _count(*running.popleft())
             # The next lease's first batch may follow the last one without a gap.
             while running:
@@ -125,22 +129,8 @@ class Replica:
         """Give up what runs, at the next batch. Calling it twice is harmless."""
         self._closed.set()
         self._decoders.shutdown(cancel_futures=True)
-        self._device.shutdown(cancel_futures=True)
+        self._engine.close()
         self._shelf.close()
-
-    def _run(self, batch: Batch) -> _Timed:
-        started = time.perf_counter()
-        probabilities = self._engine.probabilities(batch.tiles)
-        return _Timed(probabilities, time.perf_counter() - started)
-
-    def _start_engine(self, device: torch.device | None) -> InferenceEngine:
-        return TorchEngine(
-            self._bundle,
-            device=device,
-            precision=self._spec.precision,
-            batch_size=self._spec.batch_size,
-            threads=self._spec.threads,
-        )
 
 
 @cache
@@ -157,20 +147,12 @@ def versions() -> Mapping[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Timed:
-    """Probabilities of a batch, and the seconds that the device took."""
-
-    probabilities: NDArray[np.float32]
-    seconds: float
-
-
-def _count(batch: Batch, result: Future[_Timed]) -> None:
-    timed = result.result()
+def _count(batch: Batch, result: Future[Classified]) -> None:
+    found = result.result()
     start = 0
     for tally, tiles in batch.owners:
-        tally.seconds += timed.seconds * len(tiles) / len(batch.tiles)
-        tally.add(tiles, timed.probabilities[start : start + len(tiles)])
+        tally.seconds += found.seconds * len(tiles) / len(batch.tiles)
+        tally.add(tiles, found.probabilities[start : start + len(tiles)])
         start += len(tiles)
 
 

@@ -14,7 +14,9 @@ import torch
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, ExitCode
-from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.backends.choosing import Work, choose_backend
+from cvm_batch.model.bundle import Bundle, BundleSpec
+from cvm_batch.model.network import tile_gflop
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.results.folder import ResultsFolder
@@ -24,7 +26,7 @@ from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.driver import Driver
-from cvm_batch.screening.executor import Executor, LocalExecutor
+from cvm_batch.screening.executor import Executor, Hardware, LocalExecutor
 from cvm_batch.screening.plan import Plan, make_plan
 from cvm_batch.screening.replica import ReplicaSpec
 from cvm_batch.screening.settings import ExecutorKind, Settings
@@ -71,17 +73,21 @@ class _Run:
         self._results = results
         self._executor = executor
         self._name = RunName.new(datetime.now(UTC))
-        device = torch.device(executor.device_type())
+        hardware = executor.hardware()
+        device = torch.device(hardware.device_type)
         self._precision = choose_precision(device, settings.precision)
         history = History.read(results)
         self._plan: Plan = make_plan(
             settings.inputs, bundle, self._precision, history, settings.opening(bundle.spec)
         )
         self._planned = self._ended = self._clock.now()
+        work = _work(self._plan, bundle.spec, hardware)
+        self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
             bundle=bundle.path,
             bundle_digest=bundle.digest,
             precision=self._precision,
+            backend=self._backend,
             batch_size=settings.batch_size,
             results=results.root.resolve(),
             run=self._name,
@@ -131,6 +137,7 @@ class _Run:
             state=RunState.STOPPED if left else RunState.FINISHED,
             bundle=self._bundle.spec.name,
             precision=str(self._precision),
+            backend=str(self._backend),
             by_status=commits.by_status,
             settled=self._settled(),
             settled_not_complete=[
@@ -172,6 +179,7 @@ class _Run:
             settings=asdict(self._settings),
             bundle={"path": str(self._bundle.path), "digest": self._bundle.digest, **spec},
             precision=str(self._precision),
+            backend=str(self._backend),
             executor=self._executor.name,
             versions=self._driver.versions,
             host={"cpus": usable_cpus(), "platform": platform.platform()},
@@ -195,6 +203,17 @@ class _Run:
             error=printable(error) if error else None,
         )
         write_manifest(self._results, self._name, manifest)
+
+
+def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:
+    side, classes = spec.preprocessing.input_px, len(spec.class_names)
+    return Work(
+        tiles=plan.tiles,
+        # Counting takes a third of a second: not for a run that finds all done.
+        gflop=tile_gflop(spec.architecture, classes, side) if plan.tiles else 0.0,
+        device_type=hardware.device_type,
+        processors=hardware.processors,
+    )
 
 
 def _iso(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
 from cvm_batch.errors import UsageError
+from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
 
@@ -30,6 +31,8 @@ class Settings:
     """The results folder; made where there is none."""
     precision: Precision | None = None
     """None: what the device does best."""
+    backend: Backend | None = None
+    """None: the fastest for the work that waits."""
     executor: ExecutorKind = ExecutorKind.RAY
     replicas: int | None = None
     """None: one per GPU, or without GPUs one per node. For Ray alone."""

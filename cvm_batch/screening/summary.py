@@ -42,6 +42,7 @@ class RunSummary:
     state: RunState
     bundle: str
     precision: str
+    backend: str
     by_status: Counter[Status]
     """Slides that this run ended."""
     settled: Counter[Status]
@@ -75,6 +76,7 @@ class RunSummary:
             "exit_code": int(self.exit_code),
             "bundle": self.bundle,
             "precision": self.precision,
+            "backend": self.backend,
             "slides": {str(status): self.by_status[status] for status in Status},
             "settled": {str(status): self.settled[status] for status in Status},
             "left": self.left,

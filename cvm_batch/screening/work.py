@@ -133,6 +133,8 @@ class ReplicaInfo:
     precision: str
     backend: str
     batch_size: int
+    lanes: int
+    """Batches that run at once."""
     sentinel_difference: float
     """Largest probability difference from the recorded outputs."""
     versions: Mapping[str, str]

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.network import CvmCervix
-from cvm_batch.model.precision import cpu_has_bf16
+from cvm_batch.model.precision import cpu_prefers_bf16
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.augment import augment
 from cvm_batch.training.data import LabelledCells, read_tile
@@ -144,7 +144,7 @@ class _Loop:
             load_images(cells, side, recipe.preprocessing, device)
             for side in (split.train, split.validation)
         )
-        self.autocasts = device.type == "cuda" or cpu_has_bf16()
+        self.autocasts = device.type == "cuda" or cpu_prefers_bf16()
         network = CvmCervix(recipe.architecture, len(cells.class_names)).to(device)
         self._network = network.to(memory_format=torch.channels_last)
         self._averaged = _averaged(self._network, recipe.ema_decay)

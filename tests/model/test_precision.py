@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,16 +16,39 @@ def test_gpus_run_fp16() -> None:
     assert choose_precision(GPU) is Precision.FP16
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_cpus_run_bf16_where_they_have_it(
-    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
+@pytest.mark.parametrize(("faster", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_cpus_run_bf16_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, faster: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(precision, "cpu_prefers_bf16", lambda: faster)
     assert choose_precision(CPU) == expected
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "vendor", "faster"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),  # half the rate of fp32, as measured
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_instructions_for_bf16_are_not_always_fast(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    amx: bool,
+    avx512_bf16: bool,
+    vendor: str,
+    faster: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    assert precision.cpu_prefers_bf16(tmp_path / "cpuinfo") is faster
+
+
 def test_this_cpu_answers() -> None:
-    assert isinstance(precision.cpu_has_bf16(), bool)
+    assert isinstance(precision.cpu_prefers_bf16(), bool)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 
 from cvm_batch.errors import BundleNotFoundError
 from cvm_batch.model import registry
+from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import Bundle
-from cvm_batch.model.engine import TorchEngine, verify_sentinels
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.registry import MODELS_VARIABLE, find_bundle, known_bundles
 
@@ -33,8 +33,8 @@ def test_shipped_bundles_are_sound() -> None:
     for name in known_bundles():
         bundle = find_bundle(name)
         assert bundle.spec.name == name
-        engine = TorchEngine(bundle, device=torch.device("cpu"), precision=Precision.FP32)
-        verify_sentinels(engine, bundle.sentinels())
+        engine = start_engine(bundle, device=torch.device("cpu"), precision=Precision.FP32)
+        assert engine.sentinel_difference <= engine.precision.tolerance
 
 
 def test_ones_own_wins_over_a_shipped_one_of_that_name(

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from cvm_batch.cli.train import train as command
 from cvm_batch.errors import BundleError, UsageError
+from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import CARD_FILE, load_bundle
-from cvm_batch.model.engine import TorchEngine, verify_sentinels
 from cvm_batch.model.precision import Precision
 from cvm_batch.training import recipe as recipe_module
 from cvm_batch.training.card import percent
@@ -45,8 +45,8 @@ def test_the_bundle_loads_and_reproduces_its_sentinels(out: Path) -> None:
     assert bundle.spec.groups["hsil_plus"] == ("HSIL",)
     assert bundle.spec.primary_group == "asc_us_plus"
     assert bundle.spec.precision is Precision.FP16
-    engine = TorchEngine(bundle, device=CPU, precision=Precision.FP32)
-    assert verify_sentinels(engine, bundle.sentinels()) <= 1e-5
+    engine = start_engine(bundle, device=CPU, precision=Precision.FP32)
+    assert engine.sentinel_difference <= 1e-5
 
 
 def test_provenance_says_all_that_went_in(out: Path, data: Path, tiny_recipe: Recipe) -> None:
