@@ -12,7 +12,8 @@ message, so that an error survives pickling on its way from a replica to the dri
     │   ├── BundleError         a bundle that cannot be used
     │   │   ├── BundleNotFoundError
     │   │   ├── BundleDigestError
-    │   │   └── SentinelError
+    │   │   ├── SentinelError
+    │   │   └── AgreementError
     │   └── DataSetError        training data that cannot be used
     ├── RunAbortedError         the run could not go on: exit code 1
     │   └── CommitError         a result could not be written
@@ -104,6 +105,10 @@ class BundleDigestError(BundleError):
 
 class SentinelError(BundleError):
     """The device does not reproduce the bundle's recorded sentinel outputs."""
+
+
+class AgreementError(BundleError):
+    """A lower precision does not say what fp32 says, or does not hold its numbers."""
 
 
 class DataSetError(UsageError):

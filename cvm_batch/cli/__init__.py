@@ -13,6 +13,7 @@ import click
 
 import cvm_batch
 from cvm_batch.cli.demo import demo
+from cvm_batch.cli.export import export
 from cvm_batch.cli.inspect import inspect
 from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
@@ -36,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, submit, pack, inspect, verify, models, train):
+for command in (demo, submit, pack, inspect, verify, models, train, export):
     cli.add_command(command)
 
 
