@@ -1,0 +1,62 @@
+"""What is measured, and on which machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from benchmarks.reporting import made_tiles
+from cvm_batch.cpus import usable_cpus
+from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
+from cvm_batch.model.classes import CVM_CERVIX_CLASSES, PRIMARY_GROUP, cervical_groups
+from cvm_batch.model.network import CVM_CERVIX, CvmCervix
+from cvm_batch.model.precision import Precision
+from cvm_batch.model.registry import find_bundle
+
+
+def bundle_to_measure(model: str | None, folder: Path) -> Bundle:
+    """The bundle of that path or name; by default a new one in ``folder``, of full size and
+    with random weights: speed does not depend on them."""
+    if model is not None:
+        return find_bundle(model)
+    torch.manual_seed(0)
+    spec = BundleSpec(
+        name="cvm-cervix (random weights)",
+        architecture=CVM_CERVIX,
+        class_names=CVM_CERVIX_CLASSES,
+        groups=cervical_groups(CVM_CERVIX_CLASSES),
+        primary_group=PRIMARY_GROUP,
+        precision=Precision.FP16,
+    )
+    network = CvmCervix(CVM_CERVIX, len(CVM_CERVIX_CLASSES))
+    return write_bundle(
+        folder / "bundle", spec, network, made_tiles(8, None), card="# Random weights"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {usable_cpus()} CPUs"
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Of each package; None where it is not installed."""
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """As the CPU calls itself, which on ARM it does not."""
+    lines = cpuinfo.read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
