@@ -17,9 +17,11 @@ from rich.table import Table
 from cvm_batch.cli.console import STDERR, STDOUT, printable
 from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
+from cvm_batch.cli.until import Until
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
+    from cvm_batch.screening.settings import Settings
     from cvm_batch.screening.summary import NotComplete, RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,6 +51,11 @@ def screening_options(command: F) -> F:
             type=click.Choice(["torch-eager", "torch-compile", "openvino"]),
             help="What runs the network; default: the fastest, its preparation counted in.",
         ),
+        click.option(
+            "--until",
+            type=Until(),
+            help="End by then, exit code 4: 06:00, or 8h, 90m; the rest is for the next submit.",
+        ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]
     for option in reversed(options):
@@ -61,7 +68,6 @@ def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) ->
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
-    from cvm_batch.screening.run import run
     from cvm_batch.screening.settings import ExecutorKind, Settings
 
     precision, backend = options.pop("precision"), options.pop("backend")
@@ -76,6 +82,13 @@ def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) ->
         backend=Backend(backend) if backend else None,
         **options,
     )
+    return run_settings(settings)
+
+
+def run_settings(settings: Settings) -> RunSummary:
+    """The same, of settings that are made already."""
+    from cvm_batch.screening.run import run
+
     shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
     with _stop_requested() as stop, shown as report:
         return run(settings, report=report, should_stop=stop.is_set)

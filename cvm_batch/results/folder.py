@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from cvm_batch.errors import CommitError, ResultsError, ResultsInUseError
 
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
+_LOCK_ATTEMPTS = 4
+#: Files in runs/ that mean nothing once their run has gone (results/live.py).
+_OF_A_LIVING_RUN = ("*.live.json", ".*.live.json", "*.stop")
 
 
 class ResultsFolder:
@@ -49,7 +54,7 @@ class ResultsFolder:
         with ExitStack() as held:
             try:
                 file = held.enter_context((self.root / _LOCK).open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
                 self._clear_temporary()
             except BlockingIOError as error:
                 raise ResultsInUseError(
@@ -84,6 +89,24 @@ class ResultsFolder:
         except OSError as error:
             raise _commit_error(final, error) from error
 
+    def replace_unflushed(self, path: PurePosixPath | str, data: bytes) -> None:
+        """Write what is out of date in a moment: whole, but not flushed. Raises OSError."""
+        final = self.root / path
+        beside = final.with_name(f".{final.name}")
+        beside.write_bytes(data)
+        beside.replace(final)
+
+    def held(self) -> bool:
+        """Whether a run holds the folder. Raises ResultsError where that cannot be told."""
+        try:
+            with (self.root / _LOCK).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def remove_except(self, folder: PurePosixPath | str, keep: set[str]) -> int:
         """Remove the files directly in ``folder`` that are not in ``keep``; return how many."""
         removed = 0
@@ -109,7 +132,9 @@ class ResultsFolder:
 
     def _clear_temporary(self) -> None:
         """Remove what a killed run left unfinished; only under the lock."""
-        for path in (self.root / _TEMPORARY).iterdir():
+        left = [*(self.root / _TEMPORARY).iterdir()]
+        left += [path for kind in _OF_A_LIVING_RUN for path in (self.root / "runs").glob(kind)]
+        for path in left:
             path.unlink(missing_ok=True)
 
     def _unusable(self, error: OSError) -> ResultsError:
@@ -118,6 +143,16 @@ class ResultsFolder:
             "must lie on a file system with hard links and locks. Choose another folder with "
             "--out, or mend its permissions or its disk."
         )
+
+
+def _lock(file: IO[str]) -> None:
+    """Raises BlockingIOError where another run holds it."""
+    for _ in range(_LOCK_ATTEMPTS):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)  # whoever asks whether it is held has it for a moment
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _make_folder(folder: Path) -> None:

@@ -27,6 +27,16 @@ class RunName:
         return PurePosixPath("runs", f"{self.run_id}.json")
 
     @property
+    def live(self) -> PurePosixPath:
+        """Where the run stands, while it runs."""
+        return PurePosixPath("runs", f"{self.run_id}.live.json")
+
+    @property
+    def stop_marker(self) -> PurePosixPath:
+        """Whoever makes this file wants the run to stop."""
+        return PurePosixPath("runs", f"{self.run_id}.stop")
+
+    @property
     def cells_folder(self) -> PurePosixPath:
         return PurePosixPath("cells", f"run_date={self.run_date}", self.run_id)
 

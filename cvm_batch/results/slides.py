@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
@@ -89,15 +89,20 @@ class Settled:
 class History:
     """What earlier runs settled, by (slide_id, result_key)."""
 
-    def __init__(self, settled: Mapping[tuple[str, str], Settled]) -> None:
+    def __init__(
+        self, settled: Mapping[tuple[str, str], Settled], failed: Collection[str] = ()
+    ) -> None:
         self._settled = settled
+        self._failed = frozenset(failed)
 
     @classmethod
     def read(cls, results: ResultsFolder) -> History:
         """Read all rows of the slides table. Raises ResultsError where one is damaged."""
         columns = ["slide_id", "result_key", "status", "reason", "detail", "finished_at"]
         settled: dict[tuple[str, str], Settled] = {}
+        newest: dict[str, str] = {}
         for row in _read(results, columns).sort_by("finished_at").to_pylist():
+            newest[row["slide_id"]] = row["status"]
             key = (row["slide_id"], row["result_key"])
             known = settled.get(key)
             if row["result_key"] is None or (known and known.status is Status.COMPLETE):
@@ -106,7 +111,11 @@ class History:
                 settled.pop(key, None)
             else:
                 settled[key] = Settled(Status(row["status"]), row["reason"], row["detail"])
-        return cls(settled)
+        return cls(settled, [slide for slide, is_ in newest.items() if is_ != Status.COMPLETE])
+
+    def failed(self, slide_id: str) -> bool:
+        """Whether the slide's newest row is not complete."""
+        return slide_id in self._failed
 
     def settled(self, slide_id: str, result_key: str) -> Settled | None:
         """What stands, or None where the slide is to be classified.

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 
 from cvm_batch.errors import RunAbortedError
 from cvm_batch.model.bundle import Bundle
-from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
-from cvm_batch.screening.executor import Event, Executor, LeaseDone, ReplicaLost, ReplicaReady
+from cvm_batch.screening.executor import (
+    Event,
+    Executor,
+    LeaseDone,
+    ReplicaLost,
+    ReplicaProgress,
+    ReplicaReady,
+)
 from cvm_batch.screening.plan import Plan
 from cvm_batch.screening.replica import ReplicaSpec, versions
 from cvm_batch.screening.rows import RunContext, slide_row
@@ -31,22 +37,29 @@ class Driver:
         bundle: Bundle,
         spec: ReplicaSpec,
         executor: Executor,
-        results: ResultsFolder,
+        commits: Commits,
         clock: Clock,
+        *,
+        until: float | None = None,
+        patience: float = 120.0,
     ) -> None:
+        """``until``: clock time by which all replicas are to be idle. ``patience``: seconds
+        that a replica with work may classify nothing."""
         self._plan = plan
         self._bundle = bundle
         self._spec = spec
         self._executor = executor
         self._clock = clock
-        self.commits = Commits(results, spec.run, clock.now())
+        self.commits = commits
+        self._until = until
+        self._patience = patience
         self.replicas_seen: list[ReplicaInfo] = []
         self.replicas_lost: list[str] = []
         self.serving_since: float | None = None
         """When the first replica was ready."""
         self._serving: set[int] = set()
         self._last_event = clock.now()
-        self._dispatcher: Dispatcher | None = None
+        self.dispatcher: Dispatcher | None = None
         self._stopped = False
 
     @property
@@ -70,17 +83,36 @@ class Driver:
             for event in self._executor.wait(_TICK_SECONDS):
                 self._handle(event)
             now = self._clock.now()
-            self._stopped = self._stopped or should_stop()
+            self._end_what_hangs(now)
+            self._stopped = self._stopped or should_stop() or self._too_late(now)
             if not self._stopped:
                 self._hand_out(now)
-            elif self._dispatcher is None or self._dispatcher.idle:
+            if self._nothing_runs():
                 return
             self.commits.flush_if_due(now)
             report(self._progress())
             self._check_that_somebody_serves(now)
 
     def _finished(self) -> bool:
-        return self._dispatcher is not None and self._dispatcher.done
+        return self.dispatcher is not None and self.dispatcher.done
+
+    def _too_late(self, now: float) -> bool:
+        return self._until is not None and now >= self._until
+
+    def _nothing_runs(self) -> bool:
+        """True where a stopped run has run out, or nothing that is left fits before its end."""
+        if self.dispatcher is None:
+            return self._stopped
+        if self._stopped:
+            return self.dispatcher.idle
+        return self._until is not None and self.dispatcher.exhausted
+
+    def _end_what_hangs(self, now: float) -> None:
+        if self.dispatcher is None:
+            return
+        for replica in self.dispatcher.overdue(now):
+            detail = f"no tile was classified in {self._patience:.0f} s"
+            self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:
         now = self._last_event = self._clock.now()
@@ -90,52 +122,57 @@ class Driver:
                 self._serving.add(replica)
                 self.replicas_seen.append(info)
                 self.serving_since = self.serving_since or now
-                self._dispatcher = self._dispatcher or self._new_dispatcher(info)
-                self._dispatcher.add_replica(replica)
+                self.dispatcher = self.dispatcher or self._new_dispatcher(info)
+                self.dispatcher.add_replica(replica, now)
             case LeaseDone(_, lease, outcomes):
-                assert self._dispatcher is not None
-                ended = self._dispatcher.lease_done(lease, outcomes, now)
-            case ReplicaLost(replica, detail, preempted):
+                assert self.dispatcher is not None
+                ended = self.dispatcher.lease_done(lease, outcomes, now)
+            case ReplicaProgress(replica, tiles):
+                assert self.dispatcher is not None
+                self.dispatcher.note_progress(replica, tiles, now)
+            case ReplicaLost(replica, detail, loss):
                 self.replicas_lost.append(detail)
-                if self._dispatcher and replica in self._serving:
+                if self.dispatcher and replica in self._serving:
                     self._serving.remove(replica)
-                    ended = self._dispatcher.replica_lost(replica, detail, now, preempted=preempted)
+                    ended = self.dispatcher.replica_lost(replica, loss, detail, now)
         for number in ended:
             self._end_slide(number, now)
 
     def _new_dispatcher(self, info: ReplicaInfo) -> Dispatcher:
         """The first replica says how large a batch is; leases are cut to fit."""
-        sources, tiles = [], []
+        policy = LeasePolicy(
+            batch_size=info.lanes * info.batch_size, patience_seconds=self._patience
+        )
+        made = Dispatcher(policy)
+        made.until = self._until
         for number, slide in enumerate(self._plan.slides):
             assert slide.info is not None
-            sources.append(
-                SlideSource(
-                    number,
-                    slide.slide_id,
-                    slide.address,
-                    slide.info.identity,
-                    slide.info.chunk_tiles,
-                )
+            source = SlideSource(
+                number,
+                slide.slide_id,
+                slide.address,
+                slide.info.identity,
+                slide.info.chunk_tiles,
             )
-            tiles.append(slide.info.tiles)
-        return Dispatcher(sources, tiles, LeasePolicy(batch_size=info.lanes * info.batch_size))
+            made.add_slide(source, slide.info.tiles, slide.priority)
+        return made
 
     def _hand_out(self, now: float) -> None:
-        if self._dispatcher is None:
+        if self.dispatcher is None:
             return
         # A lease for each before a second for any: none waits while another hoards.
         handed_out = True
         while handed_out:
             handed_out = False
-            for replica in self._serving:
-                lease = self._dispatcher.next_lease(replica, now)
+            for replica in self.dispatcher.hungry():
+                lease = self.dispatcher.next_lease(replica, now)
                 if lease is not None:
                     self._executor.submit(replica, lease)
                     handed_out = True
 
     def _end_slide(self, number: int, now: float) -> None:
-        assert self._dispatcher is not None
-        account = self._dispatcher.ledger.accounts[number]
+        assert self.dispatcher is not None
+        account = self.dispatcher.ledger.accounts[number]
         row = slide_row(self._context(), self._plan.slides[number], account, now)
         self.commits.add(row, now)
         account.counted.clear()  # the row has it all: memory stays flat over a long night
@@ -158,7 +195,7 @@ class Driver:
 
     def _progress(self) -> Progress:
         return Progress(
-            tiles_done=self._dispatcher.ledger.tiles_accounted if self._dispatcher else 0,
+            tiles_done=self.dispatcher.tiles_done if self.dispatcher else 0,
             tiles=self._plan.tiles,
             slides_done=self.commits.by_status.total(),
             slides=self._plan.slide_count,

@@ -13,7 +13,7 @@ import torch
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, RunAbortedError
 from cvm_batch.screening.replica import Replica, ReplicaSpec
-from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
+from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,19 @@ class ReplicaLost:
 
     replica: int
     detail: str
-    preempted: bool = False
-    """Its node was taken away, so that nothing it held is to blame."""
+    loss: Loss = Loss.DIED
 
 
-Event = ReplicaReady | LeaseDone | ReplicaLost
+@dataclass(frozen=True)
+class ReplicaProgress:
+    """A sign of life between two answers."""
+
+    replica: int
+    tiles: int
+    """Classified since it began to serve."""
+
+
+Event = ReplicaReady | LeaseDone | ReplicaProgress | ReplicaLost
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,10 @@ class Executor(Protocol):
         Raises CvmBatchError where no replica could do better: a bundle that fails its
         sentinels, results that cannot be written.
         """
+        ...
+
+    def end(self, replica: int, detail: str) -> None:
+        """End a replica that hangs; ReplicaLost follows, with ``detail``."""
         ...
 
     def close(self) -> None:
@@ -121,6 +133,12 @@ class LocalExecutor:
                 events.append(event)
         except queue.Empty:
             return events
+
+    def end(self, replica: int, detail: str) -> None:
+        raise RunAbortedError(
+            f"The replica in this process hangs: {detail}. What was committed stays; submit "
+            "again to go on. With --executor ray a replica that hangs is replaced."
+        )
 
     def close(self) -> None:
         for replica in self._replicas.values():

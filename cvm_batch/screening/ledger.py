@@ -7,7 +7,6 @@ for, or at its first failure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cvm_batch.screening.work import Failure, Part, PartOutcome
@@ -35,11 +34,15 @@ class SlideAccount:
 
 
 class Ledger:
-    """Accounts of all slides of a run, by their number in the plan."""
+    """Accounts of all slides of a run, by their number."""
 
-    def __init__(self, tiles: Sequence[int]) -> None:
-        self.accounts = [SlideAccount(count) for count in tiles]
+    def __init__(self) -> None:
+        self.accounts: list[SlideAccount] = []
         self.tiles_accounted = 0
+
+    def add(self, tiles: int) -> None:
+        """Open the account of the next slide."""
+        self.accounts.append(SlideAccount(tiles))
 
     def open(self, part: Part) -> None:
         """Note that ``part`` is under way; it supersedes an earlier attempt at it."""

@@ -75,8 +75,13 @@ def make_plan(
     precision: Precision,
     history: History,
     options: OpenOptions,
+    *,
+    retry: bool = False,
 ) -> Plan:
-    """Raises UsageError: NoSlidesError, SlideIdCollisionError or that of a manifest."""
+    """``retry``: take up what is not complete, for whatever reason, and nothing else.
+
+    Raises UsageError: NoSlidesError, SlideIdCollisionError or that of a manifest.
+    """
     found = discover(inputs)
     if not found.slides:
         raise NoSlidesError(
@@ -90,6 +95,10 @@ def make_plan(
         planned = _planned(listed, description, bundle, precision, options)
         key = planned.result_key
         stands = history.settled(planned.slide_id, key) if key else None
+        if retry:
+            if not history.failed(planned.slide_id):
+                continue
+            stands = None
         if stands is not None:
             settled.append(SettledSlide(planned.slide_id, stands))
         elif planned.failure is not None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 from cvm_batch.cpus import usable_cpus
@@ -24,11 +25,12 @@ from cvm_batch.screening.executor import (
     Hardware,
     LeaseDone,
     ReplicaLost,
+    ReplicaProgress,
     ReplicaReady,
     hardware_here,
 )
 from cvm_batch.screening.replica import Replica, ReplicaSpec
-from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
+from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo
 
 # A hospital's cluster calls nobody: off unless somebody has switched it on. Ray reads
 # its settings on import.
@@ -40,8 +42,8 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 #: Replicas in a row that may die on one share of the cluster before they serve; then the
 #: share is left alone.
 _MAX_FAILED_STARTS = 3
-#: Leases that an actor works on at once.
-_ACTOR_THREADS = 2
+#: Leases that an actor works on at once, and one thread to say how far it is.
+_ACTOR_THREADS = 3
 #: Only outcomes pass through the object store: counts and names, no tiles.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -57,6 +59,9 @@ class ReplicaActor:
     def classify(self, lease: Lease) -> Sequence[PartOutcome]:
         return self._replica.classify(lease)
 
+    def tiles_done(self) -> int:
+        return self._replica.tiles_done
+
 
 @dataclass(frozen=True)
 class _Share:
@@ -69,12 +74,19 @@ class _Share:
     """Replicas in a row that died on it before they served."""
 
 
+class _Kind(Enum):
+    START = auto()
+    LEASE = auto()
+    PROGRESS = auto()
+
+
 @dataclass(frozen=True)
 class _Call:
-    """An answer that is awaited; of ``start`` where there is no lease."""
+    """An answer that is awaited."""
 
     replica: int
-    lease: int | None = None
+    kind: _Kind
+    lease: int = -1
 
 
 class RayExecutor:
@@ -88,7 +100,9 @@ class RayExecutor:
         self._spec: ReplicaSpec | None = None
         self._actors: dict[int, tuple[Any, _Share]] = {}
         self._calls: dict[Any, _Call] = {}
+        self._lost_already: list[Event] = []
         self._next_replica = 0
+        self._asked_at = 0.0
 
     def hardware(self) -> Hardware:
         if self._address is None:
@@ -108,17 +122,25 @@ class RayExecutor:
 
     def submit(self, replica: int, lease: Lease) -> None:
         actor, _ = self._actors[replica]
-        self._calls[actor.classify.remote(lease)] = _Call(replica, lease.number)
+        self._calls[actor.classify.remote(lease)] = _Call(replica, _Kind.LEASE, lease.number)
 
     def wait(self, timeout: float) -> list[Event]:
-        calls = list(self._calls)
-        if not calls:  # every replica is idle: retries wait out their time
+        self._ask_for_progress()
+        events, self._lost_already = self._lost_already, []
+        # Progress is no reason to wake up: it is taken along with what is.
+        calls = [ref for ref, call in self._calls.items() if call.kind is not _Kind.PROGRESS]
+        if events:
+            timeout = 0
+        if calls:
+            ray.wait(calls, num_returns=1, timeout=timeout)
+        else:  # every replica is idle: retries wait out their time
             time.sleep(timeout)
-            return []
-        ray.wait(calls, num_returns=1, timeout=timeout)
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        answered, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.
-        return [self._event(ref) for ref in answered if ref in self._calls]
+        return events + [self._event(ref) for ref in answered if ref in self._calls]
+
+    def end(self, replica: int, detail: str) -> None:
+        self._lost_already.append(self._lost(_Call(replica, _Kind.LEASE), detail, Loss.HUNG))
 
     def close(self) -> None:
         for replica in list(self._actors):
@@ -164,7 +186,19 @@ class RayExecutor:
         self._next_replica += 1
         self._actors[number] = (actor, share)
         call = actor.start.remote(replace(self._spec, threads=share.threads))
-        self._calls[call] = _Call(number)
+        self._calls[call] = _Call(number, _Kind.START)
+
+    def _ask_for_progress(self) -> None:
+        """One question to each replica at a time, some hundred a second in all."""
+        now = time.monotonic()
+        if now - self._asked_at < max(1.0, len(self._actors) / 200):
+            return
+        self._asked_at = now
+        asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
+        busy = {call.replica for call in self._calls.values() if call.kind is _Kind.LEASE}
+        for replica in busy - asked:
+            actor, _ = self._actors[replica]
+            self._calls[actor.tiles_done.remote()] = _Call(replica, _Kind.PROGRESS)
 
     def _event(self, ref: Any) -> Event:
         call = self._calls.pop(ref)
@@ -174,11 +208,13 @@ class RayExecutor:
             return self._failed(call, error)
         except RayActorError as error:
             preempted = isinstance(error, ActorDiedError) and error.preempted
-            return self._lost(call, str(error), preempted=preempted)
+            return self._lost(call, str(error), Loss.PREEMPTED if preempted else Loss.DIED)
         except RayError as error:  # as where the answer was lost with its node
             return self._lost(call, repr(error))
-        if call.lease is not None:
+        if call.kind is _Kind.LEASE:
             return LeaseDone(call.replica, call.lease, answer)
+        if call.kind is _Kind.PROGRESS:
+            return ReplicaProgress(call.replica, answer)
         actor, share = self._actors[call.replica]
         self._actors[call.replica] = (actor, replace(share, failed_starts=0))
         return ReplicaReady(call.replica, answer)
@@ -195,10 +231,10 @@ class RayExecutor:
         # The device or the process is not to be trusted any more.
         return self._lost(call, repr(cause))
 
-    def _lost(self, call: _Call, detail: str, *, preempted: bool = False) -> ReplicaLost:
+    def _lost(self, call: _Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
         """Put another replica in the place of a dead one."""
         share = self._remove(call.replica)
-        if call.lease is None and not preempted:
+        if call.kind is _Kind.START and loss is not Loss.PREEMPTED:
             share = replace(share, failed_starts=share.failed_starts + 1)
         if share.failed_starts < _MAX_FAILED_STARTS:
             self._start_replica(share)
@@ -207,7 +243,7 @@ class RayExecutor:
                 f"{share.failed_starts} replicas in a row died before they could serve; the "
                 f"last one: {detail}. Check the nodes' memory and drivers, then submit again."
             )
-        return ReplicaLost(call.replica, detail, preempted)
+        return ReplicaLost(call.replica, detail, loss)
 
     def _remove(self, replica: int) -> _Share:
         actor, share = self._actors.pop(replica)

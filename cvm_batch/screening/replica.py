@@ -74,6 +74,7 @@ class Replica:
         self._shelf = Shelf(partial(open_archive, options=spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
+        self._tiles_done = 0
         self._device_name = _name_of(device or default_device())
         self._engine = start_engine(
             bundle,
@@ -116,14 +117,28 @@ class Replica:
                         raise RunAbortedError("The replica was closed while a lease was running.")
                     running.append((batch, self._engine.start(batch.tiles)))
                     if len(running) > _BATCHES_AHEAD * self._engine.lanes:
-                        _count(*running.popleft())
+                        self._count(*running.popleft())
             # The next lease's first batch may follow the last one without a gap.
             while running:
-                _count(*running.popleft())
+                self._count(*running.popleft())
         finally:
             blocks.close()
         # On the decoders, since encoding and flushing many small files takes its time.
         return list(self._decoders.map(lambda tally: tally.finish(self._files), tallies))
+
+    @property
+    def tiles_done(self) -> int:
+        """Tiles classified since the replica began to serve: a sign of life."""
+        return self._tiles_done
+
+    def _count(self, batch: Batch, result: Future[Classified]) -> None:
+        found = result.result()
+        start = 0
+        for tally, tiles in batch.owners:
+            tally.seconds += found.seconds * len(tiles) / len(batch.tiles)
+            tally.add(tiles, found.probabilities[start : start + len(tiles)])
+            start += len(tiles)
+        self._tiles_done += start
 
     def close(self) -> None:
         """Give up what runs, at the next batch. Calling it twice is harmless."""
@@ -145,15 +160,6 @@ def versions() -> Mapping[str, str]:
         with suppress(PackageNotFoundError):  # LocalExecutor runs without Ray
             found[name] = version(name)
     return found
-
-
-def _count(batch: Batch, result: Future[Classified]) -> None:
-    found = result.result()
-    start = 0
-    for tally, tiles in batch.owners:
-        tally.seconds += found.seconds * len(tiles) / len(batch.tiles)
-        tally.add(tiles, found.probabilities[start : start + len(tiles)])
-        start += len(tiles)
 
 
 def _name_of(device: torch.device) -> str:

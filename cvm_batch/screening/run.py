@@ -21,10 +21,12 @@ from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
+from cvm_batch.results.live import LiveFiles
 from cvm_batch.results.manifest import RunManifest, RunState, write_manifest
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
+from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor, Hardware, LocalExecutor
 from cvm_batch.screening.plan import Plan, make_plan
@@ -78,7 +80,12 @@ class _Run:
         self._precision = choose_precision(device, settings.precision)
         history = History.read(results)
         self._plan: Plan = make_plan(
-            settings.inputs, bundle, self._precision, history, settings.opening(bundle.spec)
+            settings.inputs,
+            bundle,
+            self._precision,
+            history,
+            settings.opening(bundle.spec),
+            retry=settings.retry,
         )
         self._planned = self._ended = self._clock.now()
         work = _work(self._plan, bundle.spec, hardware)
@@ -93,14 +100,35 @@ class _Run:
             run=self._name,
             opening=settings.opening(bundle.spec),
         )
-        self._driver = Driver(self._plan, bundle, spec, executor, results, self._clock)
+        commits = Commits(results, self._name, self._clock.now())
+        self._driver = Driver(
+            self._plan,
+            bundle,
+            spec,
+            executor,
+            commits,
+            self._clock,
+            until=settings.until,
+            patience=settings.patience_seconds,
+        )
 
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
     ) -> RunSummary:
         self._write_manifest(RunState.RUNNING)
+        live = LiveFiles(self._results, self._name)
+
+        def tell(progress: Progress) -> None:
+            report(progress)
+            now = self._clock.now()
+            since = self._driver.serving_since
+            live.tell(now, {**asdict(progress), "serving_since": since})
+
+        def stop_wanted() -> bool:
+            return should_stop() or live.stop_wanted(self._clock.now())
+
         try:
-            self._driver.drive(report, should_stop)
+            self._driver.drive(tell, stop_wanted)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -108,6 +136,8 @@ class _Run:
         except BaseException as error:
             self._abort(error)
             raise
+        finally:
+            live.remove()
         summary = self._summary()
         self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)
         return summary

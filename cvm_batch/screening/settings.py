@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
@@ -36,6 +38,13 @@ class Settings:
     executor: ExecutorKind = ExecutorKind.RAY
     replicas: int | None = None
     """None: one per GPU, or without GPUs one per node. For Ray alone."""
+    until: float | None = None
+    """Seconds since the epoch by which running work is to have ended; None: no end."""
+    patience_seconds: float = 120.0
+    """A replica that classifies nothing for so long, with work in hand, is ended and replaced."""
+    retry: bool = False
+    """Take up slides that are not complete, also those that failed for a lasting reason, and
+    nothing else."""
     batch_size: int | None = None
     """None: the engine's own choice."""
     mpp: tuple[float, float] | None = None
@@ -62,6 +71,30 @@ class Settings:
             )
         if not self.inputs:
             raise UsageError("Name at least one slide archive or folder of them.")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], **changed: Any) -> Settings:
+        """The settings of an earlier run, as its manifest holds them, with some changed.
+
+        Raises UsageError where they are not those of this version.
+        """
+        try:
+            known: dict[str, Any] = {
+                **value,
+                "inputs": tuple(value["inputs"]),
+                "out": Path(value["out"]),
+                "precision": value["precision"] and Precision(value["precision"]),
+                "backend": value["backend"] and Backend(value["backend"]),
+                "executor": ExecutorKind(value["executor"]),
+                "mpp": value["mpp"] and tuple(value["mpp"]),
+                "arrays": ArrayNames(**value["arrays"]),
+            }
+            return cls(**(known | changed))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"The earlier run's settings cannot be used: {error!r}. Give them to "
+                "`cvm-batch submit` as you did then."
+            ) from error
 
     def opening(self, spec: BundleSpec) -> OpenOptions:
         """How slides are opened for a model."""

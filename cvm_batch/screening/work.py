@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.errors import Reason, SlideError
@@ -61,6 +62,16 @@ class Lease:
     @property
     def tiles(self) -> int:
         return sum(map(len, self.parts))
+
+
+class Loss(StrEnum):
+    """How a replica was lost."""
+
+    DIED = "died"
+    PREEMPTED = "preempted"
+    """Its node was taken away, so that nothing it held is to blame."""
+    HUNG = "hung"
+    """It got on with nothing, and was ended."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ def test_version_and_help_answer_without_loading_torch() -> None:
     assert cvm_batch.__version__ in cvm_batch_run("--version").stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "submit", "models", "train", "export"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "plan", "submit", "status", "list", "stop", "retry", "models", "train", "export"],
+)
 def test_every_command_has_help(command: str) -> None:
     ended = cvm_batch_run(command, "--help")
     assert ended.returncode == 0

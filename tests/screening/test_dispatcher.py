@@ -14,7 +14,7 @@ from cvm_batch.archives.address import SlideAddress
 from cvm_batch.errors import Reason
 from cvm_batch.results.schemas import Status
 from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
-from cvm_batch.screening.work import Failure, Lease, Part, PartOutcome, SlideSource
+from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
 
 POLICY = LeasePolicy(batch_size=8, backoff_seconds=1.0)
 
@@ -27,7 +27,9 @@ def sources(count: int, chunk_tiles: int = 1) -> list[SlideSource]:
 
 
 def dispatcher(*tiles: int, policy: LeasePolicy = POLICY, chunk_tiles: int = 1) -> Dispatcher:
-    made = Dispatcher(sources(len(tiles), chunk_tiles), tiles, policy)
+    made = Dispatcher(policy)
+    for source, count in zip(sources(len(tiles), chunk_tiles), tiles, strict=True):
+        made.add_slide(source, count)
     made.add_replica(0)
     return made
 
@@ -148,7 +150,7 @@ def test_a_lasting_error_fails_the_slide_at_once_and_its_neighbours_go_on() -> N
 def test_a_late_answer_of_a_lost_replica_is_ignored() -> None:
     made = dispatcher(8)
     late = lease_for(made)
-    made.replica_lost(0, "killed", 1.0)
+    made.replica_lost(0, Loss.DIED, "killed", 1.0)
     made.add_replica(1)
     again = lease_for(made, 1, 1.0)
     assert made.lease_done(late.number, outcomes(late), 2.0) == []
@@ -159,9 +161,8 @@ def test_a_late_answer_of_a_lost_replica_is_ignored() -> None:
 def test_after_a_death_each_suspect_runs_alone() -> None:
     made = dispatcher(*[4] * 8, *[40] * 4)
     made.add_replica(1)
-    lost = lease_for(made, 0)
-    made.replica_lost(0, "killed", 1.0)
-    busy = lease_for(made, 1, 0.5)
+    lost, busy = lease_for(made, 0), lease_for(made, 1)
+    made.replica_lost(0, Loss.DIED, "killed", 1.0)
     assert made.next_lease(1, 1.0) is None, "it drains first"
     made.lease_done(busy.number, outcomes(busy), 2.0)
     for part in lost.parts:
@@ -180,7 +181,7 @@ def test_a_slide_that_kills_its_replica_each_time_fails_alone() -> None:
     while not made.done:
         lease = lease_for(made, replica, 1.0)
         if any(part.slide.number == killer for part in lease.parts):
-            ended += made.replica_lost(replica, "signal 11", 1.0)
+            ended += made.replica_lost(replica, Loss.DIED, "signal 11", 1.0)
             replica += 1
             made.add_replica(replica)
         else:
@@ -198,11 +199,103 @@ def test_preempted_nodes_are_not_charged_to_the_slide() -> None:
     made = dispatcher(8)
     for replica in range(10):
         lease_for(made, replica, 1.0)
-        assert made.replica_lost(replica, "spot", 1.0, preempted=True) == []
+        assert made.replica_lost(replica, Loss.PREEMPTED, "spot", 1.0) == []
         made.add_replica(replica + 1)
     last = lease_for(made, 10, 1.0)
     assert made.lease_done(last.number, outcomes(last), 2.0) == [0]
     assert made.ledger.accounts[0].failure is None
+
+
+def test_an_urgent_slide_overtakes_one_that_is_half_handed_out() -> None:
+    made = dispatcher(1_000, 500)
+    first = lease_for(made)
+    made.add_slide(replace(sources(1)[0], number=2, slide_id="late"), 8, priority=5)
+    made.set_priority(1, 1)
+    second = lease_for(made)
+    assert [part.slide.number for part in first.parts] == [0]
+    assert [part.slide.number for part in second.parts] == [2, 1]
+    made.lease_done(first.number, outcomes(first), 1.0)
+    made.set_priority(1, 0)
+    assert [part.slide.number for part in lease_for(made).parts] == [0]
+
+
+def test_a_replica_that_gets_on_with_nothing_is_overdue() -> None:
+    made = dispatcher(1_000)
+    assert made.overdue(1e6) == [], "an idle one may wait for ever"
+    lease_for(made, now=10.0)
+    late = 10.0 + POLICY.patience_seconds + 1
+    assert made.overdue(late - 2) == []
+    assert made.overdue(late) == [0]
+    made.note_progress(0, 8, late)
+    assert made.overdue(late) == []
+    made.note_progress(0, 8, late + 60)  # the same tiles are no progress
+    assert made.overdue(late + POLICY.patience_seconds + 1) == [0]
+
+
+def test_running_leases_count_as_far_as_they_are() -> None:
+    made = dispatcher(1_000)
+    first, second = lease_for(made), lease_for(made)
+    made.note_progress(0, 10, 1.0)
+    assert made.tiles_done == 10
+    made.lease_done(first.number, outcomes(first), 2.0)
+    assert made.tiles_done == first.tiles
+    made.note_progress(0, first.tiles + 5, 3.0)
+    assert made.tiles_done == first.tiles + 5
+    made.replica_lost(0, Loss.DIED, "killed", 4.0)
+    assert made.tiles_done == first.tiles
+    assert second.tiles
+
+
+def test_a_slide_that_hangs_is_told_from_one_that_kills() -> None:
+    made = dispatcher(8)
+    ended: list[int] = []
+    for replica in range(1 + POLICY.max_attempts):
+        lease_for(made, replica, 1.0)
+        ended += made.replica_lost(replica, Loss.HUNG, "ended", 1.0)
+        made.add_replica(replica + 1)
+    assert ended == [0]
+    failure = made.ledger.accounts[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.TIMEOUT
+
+
+def test_a_suspect_whose_slide_has_failed_meanwhile_is_forgotten() -> None:
+    made = dispatcher(64)
+    made.add_replica(1)
+    lost, other = lease_for(made, 0), lease_for(made, 1)
+    assert {part.slide.number for part in (*lost.parts, *other.parts)} == {0}
+    made.replica_lost(0, Loss.DIED, "killed", 1.0)
+    assert made.lease_done(other.number, [failed(other.parts[0], Reason.BAD_FORMAT)], 2.0) == [0]
+    assert made.next_lease(1, 3.0) is None
+    assert made.done
+    assert made.exhausted
+
+
+def test_leases_end_before_the_deadline() -> None:
+    made = dispatcher(*[400] * 30)
+    lease = lease_for(made, now=0.0)
+    made.lease_done(lease.number, outcomes(lease), 4.0)
+    speed = lease.tiles / 4.0
+    made.until = 4.0 + 10.0
+    handed_out = 0
+    while (more := made.next_lease(0, 4.0)) is not None:
+        handed_out += more.tiles
+    assert 0 < handed_out <= 10.0 * speed
+    assert made.next_lease(0, 13.9) is None
+
+
+def test_a_slide_that_cannot_end_in_time_is_not_begun() -> None:
+    made = dispatcher(10_000, 16)
+    made.until = 100.0
+    lease = lease_for(made, now=0.0)
+    assert {part.slide.number for part in lease.parts} == {0}, "no speed is known yet"
+    made.lease_done(lease.number, outcomes(lease), 4.0)
+    made.add_slide(replace(sources(1)[0], number=2, slide_id="giant"), 5_000, priority=9)
+    small = lease_for(made, now=5.0)
+    assert 2 not in {part.slide.number for part in small.parts}
+    for replica in range(1, 50):
+        made.add_replica(replica, 5.0)
+    assert {part.slide.number for part in lease_for(made, 1, 5.0).parts} == {2}, "many can"
 
 
 def test_read_errors_and_deaths_are_counted_apart() -> None:
@@ -212,7 +305,7 @@ def test_read_errors_and_deaths_are_counted_apart() -> None:
     lease = lease_for(made, now=100.0)
     made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], 101.0)
     lease_for(made, now=200.0)
-    assert made.replica_lost(0, "killed", 201.0) == []
+    assert made.replica_lost(0, Loss.DIED, "killed", 201.0) == []
 
 
 def test_a_slide_that_changed_is_not_tried_again_in_the_same_run() -> None:
@@ -240,11 +333,12 @@ def test_ten_thousand_random_nights() -> None:
 def random_night(tiles: list[int], seed: int) -> None:
     """Deaths, passing and lasting errors, answers out of order and late."""
     chance = random.Random(seed)
-    made = Dispatcher(sources(len(tiles), chance.choice([1, 16])), tiles, POLICY)
+    made = dispatcher(*tiles, chunk_tiles=chance.choice([1, 16]))
     held: dict[int, list[Lease]] = {}
     late: list[Lease] = []
     ended: list[int] = []
-    now, replicas = 0.0, 0
+    held[0] = []
+    now, replicas = 0.0, 1
     for _ in range(20_000):
         if made.done:
             break
@@ -260,7 +354,7 @@ def random_night(tiles: list[int], seed: int) -> None:
             assert len(held[replica]) <= POLICY.in_flight
         if chance.random() < 0.05:
             late += held.pop(replica)
-            ended += made.replica_lost(replica, "killed", now)
+            ended += made.replica_lost(replica, Loss.DIED, "killed", now)
         elif held[replica] and chance.random() < 0.5:
             answered = held[replica].pop(0)
             ended += made.lease_done(answered.number, random_outcomes(answered, chance), now)

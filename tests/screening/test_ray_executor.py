@@ -106,6 +106,21 @@ def test_a_killed_replica_costs_nothing_but_time(settings: Settings, tmp_path: P
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
 
 
+def test_a_frozen_replica_is_replaced(settings: Settings, tmp_path: Path) -> None:
+    frozen: list[int] = []
+
+    def freeze() -> None:
+        frozen.append(replica_processes()[0])
+        os.kill(frozen[0], signal.SIGSTOP)
+
+    impatient = replace(settings, patience_seconds=4.0)
+    summary = run_on(RayExecutor(replicas=1), impatient, report=once_under_way(freeze))
+    assert summary.exit_code is ExitCode.COMPLETE
+    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+    assert replicas_lost(settings) == 1
+    assert not Path(f"/proc/{frozen[0]}").exists(), "it would hold its GPU for ever"
+
+
 def test_a_bundle_that_fails_its_sentinels_stops_the_run(
     settings: Settings, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -1,0 +1,158 @@
+"""``status``, ``list``, ``stop`` and ``retry``: runs, seen through their results folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from cvm_batch.cli.console import STDOUT, print_json
+from cvm_batch.cli.screening import print_summary, run_settings
+from cvm_batch.cli.until import Until
+from cvm_batch.errors import ExitCode, ResultsError
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.live import RunSeen, ask_to_stop, runs_seen
+
+if TYPE_CHECKING:
+    from cvm_batch.screening.settings import Settings
+
+results_argument = click.argument("results", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_STOP_EVERY_SECONDS = 0.5
+
+
+@click.command()
+@results_argument
+@click.option("--run", "run_id", help="A run's identifier; default: the newest.")
+@json_option
+def status(results: Path, run_id: str | None, as_json: bool) -> ExitCode:
+    """Say where the newest run in the folder RESULTS stands, or how it ended.
+
+    Asks nobody: a run tells where it stands every two seconds, in its folder.
+    """
+    seen = _find(results, run_id)
+    if as_json:
+        print_json({"state": seen.state, "live": seen.live, "run": seen.manifest})
+    else:
+        for line in _told(seen):
+            STDOUT.print(line, soft_wrap=True)
+    return ExitCode.COMPLETE
+
+
+@click.command("list")
+@results_argument
+@json_option
+def list_runs(results: Path, as_json: bool) -> ExitCode:
+    """List the runs in the folder RESULTS, the newest first."""
+    runs = runs_seen(ResultsFolder(results))
+    if as_json:
+        print_json([{"state": seen.state, "run": seen.manifest} for seen in runs])
+        return ExitCode.COMPLETE
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "slides", "complete", "not complete", "cells"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    for seen in runs:
+        slides = seen.manifest["slides"]
+        table.add_row(
+            seen.run_id,
+            seen.state,
+            f"{slides['planned']:,}",
+            f"{slides['complete']:,}",
+            f"{slides['incomplete'] + slides['failed']:,}",
+            f"{seen.manifest['cells']['classified']:,}",
+        )
+    STDOUT.print(table)
+    return ExitCode.COMPLETE
+
+
+@click.command()
+@results_argument
+@click.option("--wait", is_flag=True, help="Come back when the run has ended.")
+def stop(results: Path, wait: bool) -> ExitCode:
+    """Let the run in the folder RESULTS finish what it has begun, and end.
+
+    What is left is for the next submit; the run's exit code is 4.
+    """
+    folder = ResultsFolder(results)
+    run_id = ask_to_stop(folder)
+    STDOUT.print(f"{run_id} was asked to stop.")
+    while wait and folder.held():
+        time.sleep(_STOP_EVERY_SECONDS)
+    return ExitCode.COMPLETE
+
+
+@click.command()
+@results_argument
+@click.option("--until", type=Until(), help="As in submit.")
+@json_option
+def retry(results: Path, until: float | None, as_json: bool) -> int:
+    """Classify again what is not complete in the folder RESULTS, for whatever reason.
+
+    With the inputs and settings of the newest run there. Complete slides, and slides that no
+    run has seen yet, are left alone.
+    """
+    summary = run_settings(_again(results, until))
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        print_summary(summary, results)
+    return summary.exit_code
+
+
+def _again(results: Path, until: float | None) -> Settings:
+    from cvm_batch.screening.settings import Settings
+
+    earlier = _find(results, None).manifest["settings"]
+    return Settings.from_json(earlier, out=results, until=until, retry=True)
+
+
+def _find(results: Path, run_id: str | None) -> RunSeen:
+    runs = runs_seen(ResultsFolder(results))
+    found = [seen for seen in runs if run_id in (None, seen.run_id)]
+    if not found:
+        raise ResultsError(f"{results} holds no run {run_id}: `cvm-batch list` shows which.")
+    return found[0]
+
+
+def _told(seen: RunSeen) -> list[str]:
+    lines = [f"{seen.run_id}: {seen.state}, begun {seen.manifest['started_at']}"]
+    if seen.live is not None:
+        return [*lines, _live_line(seen.live)]
+    slides, cells = seen.manifest["slides"], seen.manifest["cells"]
+    ended = ", ".join(
+        f"{slides[status]:,} {status}"
+        for status in ("complete", "incomplete", "failed")
+        if slides[status]
+    )
+    lines.append(f"{slides['planned']:,} slides: {ended or 'none ended'}")
+    speed = seen.manifest["tiles_per_second"]
+    lines.append(f"{cells['classified']:,} cells" + (f" ({speed:,.0f}/s)" if speed else ""))
+    if seen.state == "interrupted":
+        lines.append("The run's process is gone. Submit again to go on.")
+    if seen.manifest["error"]:
+        lines.append(str(seen.manifest["error"]))
+    return lines
+
+
+def _live_line(live: Mapping[str, Any]) -> str:
+    parts = [
+        f"{live['slides_done']:,}/{live['slides']:,} slides",
+        f"{live['tiles_done']:,}/{live['tiles']:,} tiles",
+        f"{live['replicas']} replicas",
+    ]
+    since, now = live["serving_since"], live["told_at"]
+    if since and live["tiles_done"] and now > since:
+        speed = live["tiles_done"] / (now - since)
+        left = timedelta(seconds=round((live["tiles"] - live["tiles_done"]) / speed))
+        parts += [f"{speed:,.0f} tiles/s", f"{left} left"]
+    if live["not_complete"]:
+        parts.append(f"{live['not_complete']} not complete")
+    age = time.time() - now
+    if age > 30:
+        parts.append(f"as of {timedelta(seconds=round(age))} ago: does its driver hang?")
+    return ", ".join(parts)

@@ -1,0 +1,114 @@
+"""What a running run tells those who look at its results folder, and what they may ask of it.
+
+    runs/<run_id>.live.json   where the run stands, replaced every few seconds, gone at its end
+    runs/<run_id>.stop        somebody wants it to stop
+
+Files, since whoever asks may sit on another machine that shares the folder: and since a job
+that a scheduler stops has a few seconds, the marker is seen before any signal arrives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from cvm_batch.errors import ResultsError
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.results.manifest import RunState
+
+_TELL_EVERY_SECONDS = 2.0
+_LOOK_EVERY_SECONDS = 0.5
+
+
+class LiveFiles:
+    """The two files, from the running run's side."""
+
+    def __init__(self, results: ResultsFolder, run: RunName) -> None:
+        self._results = results
+        self._run = run
+        self._told = self._looked = float("-inf")
+        self._wanted = False
+
+    def tell(self, now: float, standing: Mapping[str, Any]) -> None:
+        """Replace what is told, if it is old; an untold standing does no harm."""
+        if now - self._told >= _TELL_EVERY_SECONDS:
+            self._told = now
+            text = json.dumps({"told_at": now, **standing})
+            with suppress(OSError):
+                self._results.replace_unflushed(self._run.live, text.encode())
+
+    def stop_wanted(self, now: float) -> bool:
+        if not self._wanted and now - self._looked >= _LOOK_EVERY_SECONDS:
+            self._looked = now
+            self._wanted = (self._results.root / self._run.stop_marker).exists()
+        return self._wanted
+
+    def remove(self) -> None:
+        for path in (self._run.live, self._run.stop_marker):
+            with suppress(OSError):
+                (self._results.root / path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A run as its files show it, newest first in `runs_seen`."""
+
+    manifest: Mapping[str, Any]
+    live: Mapping[str, Any] | None
+    """Where it stands, if it runs."""
+    state: str
+    """As in the manifest, or ``interrupted``: it says running, and nobody holds the folder."""
+
+    @property
+    def run_id(self) -> str:
+        return str(self.manifest["run_id"])
+
+
+INTERRUPTED = "interrupted"
+
+
+def runs_seen(results: ResultsFolder) -> list[RunSeen]:
+    """All runs of a results folder, the newest first. Raises ResultsError where none is."""
+    manifests = sorted(
+        (path for path in (results.root / "runs").glob("*.json") if ".live" not in path.suffixes),
+        reverse=True,
+    )
+    if not manifests:
+        raise ResultsError(
+            f"{results.root} holds no runs. Give the folder that was --out of a submit."
+        )
+    held = results.held()
+    return [_seen(results, json.loads(path.read_bytes()), held=held) for path in manifests]
+
+
+def ask_to_stop(results: ResultsFolder) -> str:
+    """Leave the marker for the run that runs; return its run_id. Raises ResultsError."""
+    running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
+    if not running:
+        raise ResultsError(f"No run is running in {results.root}: there is nothing to stop.")
+    run_id = running[0].run_id
+    try:
+        (results.root / "runs" / f"{run_id}.stop").touch()
+    except OSError as error:
+        raise ResultsError(
+            f"The marker that stops {run_id} cannot be written to {results.root}: "
+            f"{error.strerror}. Send the process SIGTERM instead."
+        ) from error
+    return run_id
+
+
+def _seen(results: ResultsFolder, manifest: Mapping[str, Any], *, held: bool) -> RunSeen:
+    state = str(manifest["state"])
+    if state != RunState.RUNNING:
+        return RunSeen(manifest, None, state)
+    if not held:
+        return RunSeen(manifest, None, INTERRUPTED)
+    live = None
+    with suppress(OSError, ValueError):
+        path = results.root / "runs" / f"{manifest['run_id']}.live.json"
+        live = json.loads(path.read_bytes())
+    return RunSeen(manifest, live, state)

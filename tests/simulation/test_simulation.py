@@ -1,0 +1,145 @@
+"""Thousands of nights that never were, each repeatable by its seed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.simulation.playing import play
+from tests.simulation.world import Night, Weather
+
+CALM = Weather()
+ROUGH = Weather(
+    death=0.05,
+    preemption=0.03,
+    stall=0.02,
+    slow=0.05,
+    late=0.5,
+    duplicate=0.05,
+    read_error=0.02,
+    failed_start=0.05,
+)
+
+
+def random_night(seed: int, *, most_slides: int = 60) -> Night:
+    """Many small slides or a few giant ones; calm or rough; some slides beyond help."""
+    luck = random.Random(seed)
+    count = luck.randint(1, most_slides)
+    largest = luck.choice([1, 20, 300, 5_000])
+    tiles = [luck.randint(1, largest) for _ in range(count)]
+    bad = luck.sample(range(count), k=min(count, luck.choice([0, 0, 1, 3])))
+    kinds = [luck.randrange(3) for _ in bad]
+    storm = luck.choice([0.0, 0.3, 1.0, 2.0])
+    weather = Weather(**{name: min(0.5, storm * chance) for name, chance in vars(ROUGH).items()})
+    return Night(
+        tiles=tiles,
+        replicas=luck.choice([1, 2, 3, 10, 50]),
+        tiles_per_second=luck.choice([5, 100, 3_000]),
+        weather=weather,
+        broken=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 0),
+        killers=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 1),
+        hangers=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 2),
+    )
+
+
+def play_seed(seed: int, *, most_slides: int) -> None:
+    night = random_night(seed, most_slides=most_slides)
+    play(night, seed, driver_kills=random.Random(seed).choice([0, 0, 1, 3]))
+
+
+@pytest.mark.parametrize("hundred", range(20))
+def test_two_thousand_nights(hundred: int) -> None:
+    for seed in range(100 * hundred, 100 * (hundred + 1)):
+        play_seed(seed, most_slides=20)
+
+
+def test_the_same_seed_gives_the_same_night() -> None:
+    night = random_night(17)
+    first, second = play(night, 17, driver_kills=2), play(night, 17, driver_kills=2)
+    assert (first.seconds, first.events) == (second.seconds, second.events)
+    assert first.rows == second.rows
+
+
+def test_a_calm_night_does_nothing_twice() -> None:
+    tiles = [300] * 200
+    played = play(Night(tiles=tiles, replicas=10, weather=CALM), 1)
+    assert sum(played.classified.values()) == sum(tiles)
+    ideal = sum(tiles) / (10 * 100)
+    assert played.seconds < 1.5 * ideal + 30
+
+
+def test_a_giant_slide_is_shared_by_all() -> None:
+    played = play(Night(tiles=[100_000], replicas=20, weather=CALM), 1)
+    assert played.seconds < 1.5 * 100_000 / (20 * 100) + 30
+
+
+def test_neighbours_of_a_killer_are_complete() -> None:
+    night = Night(tiles=[10] * 500, replicas=4, killers=frozenset({13, 250}))
+    rows = play(night, 3).rows
+    assert sorted(row.slide_id for row in rows if row.status != "complete") == [
+        "slide-000013",
+        "slide-000250",
+    ]
+
+
+def test_a_hanging_slide_does_not_stall_the_night() -> None:
+    night = Night(tiles=[50] * 300, replicas=8, hangers=frozenset({7}))
+    played = play(night, 5)
+    assert [row.reason for row in played.rows if row.status != "complete"] == ["timeout"]
+    assert played.seconds < 20 * 60
+
+
+def test_what_is_complete_is_not_classified_again_after_a_driver_was_killed() -> None:
+    night = Night(tiles=[200] * 500, replicas=5, tiles_per_second=20, weather=CALM)
+    played = play(night, 11, driver_kills=3)
+    assert played.drivers == 4
+    # Per driver, what was running or not yet flushed is repeated, and no more.
+    repeated = sum(played.classified.values()) - sum(night.tiles)
+    assert 0 < repeated < 3 * (5 * 2 * 1_000 + 5 * 200 * 5)
+
+
+def test_a_deadline_leaves_whole_slides_and_wastes_little() -> None:
+    tiles = [1_000] * 400
+    night = Night(tiles=tiles, replicas=10, weather=CALM)
+    played = play(night, 2, hours=150 / 3600)
+    assert played.seconds < 150 + 5
+    assert 0 < played.left < 400
+    whole = sum(row.cells_classified or 0 for row in played.rows)
+    assert whole > 0.85 * sum(played.classified.values())
+
+
+@pytest.mark.timeout(600)
+def test_a_thousand_replicas() -> None:
+    luck = random.Random(0)
+    tiles = [luck.randint(10, 2_000) for _ in range(5_000)]
+    weather = Weather(death=0.002, preemption=0.001, stall=0.0005, late=0.5, duplicate=0.01)
+    play(Night(tiles=tiles, replicas=1_000, weather=weather), 1, driver_kills=1, checked=False)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("thousand", range(48))
+def test_fifty_thousand_nights(thousand: int) -> None:
+    for seed in range(10_000 + 1_000 * thousand, 10_000 + 1_000 * (thousand + 1)):
+        play_seed(seed, most_slides=60)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(3))
+def test_two_hundred_thousand_slides_on_a_thousand_replicas(seed: int) -> None:
+    luck = random.Random(seed)
+    tiles = [luck.randint(1, 400) for _ in range(200_000)]
+    weather = Weather(death=0.005, preemption=0.002, stall=0.001, late=0.5, duplicate=0.01)
+    night = Night(tiles=tiles, replicas=1_000, tiles_per_second=500, weather=weather)
+    played = play(night, seed, driver_kills=2, checked=False)
+    assert len(played.rows) == 200_000
+    print(f"{played.events:,} events, {played.seconds / 60:.0f} virtual minutes")
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+def test_five_thousand_replicas() -> None:
+    tiles = [random.Random(9).randint(1, 4_000) for _ in range(50_000)]
+    play(Night(tiles=tiles, replicas=5_000, weather=Weather(death=0.005)), 9, checked=False)
