@@ -13,15 +13,15 @@ import click
 import numpy as np
 from rich.table import Table
 
-from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
-from cvm_batch.cli.opening import opening_options, slides_at
+from cvm_batch.cli.opening import opened_for_model, opening_options, slides_at
 from cvm_batch.cli.progress import progress_on, speed_and_time_left
 from cvm_batch.errors import ExitCode, SlideError, UsageError
 
 if TYPE_CHECKING:
     from cvm_batch.archives.address import SlideAddress
     from cvm_batch.archives.archive import SlideArchive, SlideInfo
+    from cvm_batch.archives.opening import OpenOptions
     from cvm_batch.archives.tables.slides import ListedSlide
     from cvm_batch.model.agreement import Agreement
     from cvm_batch.model.bundle import Bundle
@@ -70,7 +70,7 @@ def export(
     source = find_bundle(bundle)
     slides = slides_at(paths) if paths else ()
     measured = Export(source, out)
-    data = _Data(slides, _opening(source, options))
+    data = _Data(slides, opened_for_model(source.spec, options))
     if slides:
         _compare(measured, data)
     written = measured.write(read=data.to_json())
@@ -79,15 +79,6 @@ def export(
     else:
         _print(measured, written, data)
     return ExitCode.NOT_ALL_COMPLETE if data.failed else ExitCode.COMPLETE
-
-
-def _opening(bundle: Bundle, options: dict[str, Any]) -> OpenOptions:
-    return OpenOptions(
-        tile_um=bundle.spec.tile_um,
-        least_px=bundle.spec.preprocessing.input_px,
-        mpp=options["mpp"],
-        arrays=ArrayNames(**options["arrays"]),
-    )
 
 
 def _compare(measured: Export, data: _Data) -> None:

@@ -16,6 +16,7 @@ from cvm_batch.errors import NoSlidesError, SlideError
 
 if TYPE_CHECKING:
     from cvm_batch.archives.tables.slides import ListedSlide
+    from cvm_batch.model.bundle import BundleSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -92,6 +93,16 @@ def opened_for(options: Mapping[str, Any]) -> OpenOptions:
     return OpenOptions(
         tile_um=options["tile_um"],
         least_px=sys.maxsize,
+        mpp=options["mpp"],
+        arrays=ArrayNames(**options["arrays"]),
+    )
+
+
+def opened_for_model(spec: BundleSpec, options: Mapping[str, Any]) -> OpenOptions:
+    """What `opening_options` say, for tiles that a model is to classify."""
+    return OpenOptions(
+        tile_um=spec.tile_um,
+        least_px=spec.preprocessing.input_px,
         mpp=options["mpp"],
         arrays=ArrayNames(**options["arrays"]),
     )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.cli.console import STDOUT, print_json, printable
-from cvm_batch.cli.opening import opening_options
+from cvm_batch.cli.opening import opened_for_model, opening_options
 from cvm_batch.errors import ExitCode
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.live import manifests
 
 if TYPE_CHECKING:
     from cvm_batch.screening.plan import Plan
@@ -50,20 +51,14 @@ def plan(
     from cvm_batch.model.engine import default_device
     from cvm_batch.model.precision import Precision, choose_precision
     from cvm_batch.model.registry import find_bundle
-    from cvm_batch.results.folder import ResultsFolder
     from cvm_batch.results.slides import History
     from cvm_batch.screening.plan import make_plan
 
     bundle, results = find_bundle(model), ResultsFolder(out)
     chosen = choose_precision(default_device(), Precision(precision) if precision else None)
-    opening = OpenOptions(
-        tile_um=bundle.spec.tile_um,
-        least_px=bundle.spec.preprocessing.input_px,
-        mpp=options["mpp"],
-        arrays=ArrayNames(**options["arrays"]),
-    )
+    opening = opened_for_model(bundle.spec, options)
     found = make_plan(slides, bundle, chosen, History.read(results), opening)
-    speed = _speed(results.root, bundle.digest, str(chosen))
+    speed = _speed(results, bundle.digest, str(chosen))
     if as_json:
         print_json(_as_json(found, str(chosen), speed))
     else:
@@ -71,12 +66,9 @@ def plan(
     return ExitCode.COMPLETE
 
 
-def _speed(root: Path, digest: str, precision: str) -> float | None:
+def _speed(results: ResultsFolder, digest: str, precision: str) -> float | None:
     """Tiles per second of the newest run that is comparable."""
-    import json
-
-    for path in sorted((root / "runs").glob("*.json"), reverse=True):
-        run = json.loads(path.read_bytes())
+    for run in manifests(results):
         same = run.get("bundle", {}).get("digest") == digest and run.get("precision") == precision
         if same and run.get("tiles_per_second"):
             return float(run["tiles_per_second"])

@@ -16,7 +16,7 @@ from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
 from cvm_batch.errors import ExitCode, ResultsError
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import RunSeen, ask_to_stop, runs_seen
+from cvm_batch.results.live import INTERRUPTED, RunSeen, ask_to_stop, runs_seen
 
 if TYPE_CHECKING:
     from cvm_batch.screening.settings import Settings
@@ -132,7 +132,7 @@ def _told(seen: RunSeen) -> list[str]:
     lines.append(f"{slides['planned']:,} slides: {ended or 'none ended'}")
     speed = seen.manifest["tiles_per_second"]
     lines.append(f"{cells['classified']:,} cells" + (f" ({speed:,.0f}/s)" if speed else ""))
-    if seen.state == "interrupted":
+    if seen.state == INTERRUPTED:
         lines.append("The run's process is gone. Submit again to go on.")
     if seen.manifest["error"]:
         lines.append(str(seen.manifest["error"]))

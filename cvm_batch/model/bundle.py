@@ -30,7 +30,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from cvm_batch.errors import BundleDigestError, BundleError, BundleNotFoundError
-from cvm_batch.model.network import Architecture, CvmCervix
+from cvm_batch.model.network import Architecture, CvmCervix, tile_gflop
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
 
@@ -89,6 +89,11 @@ class BundleSpec:
             "precision": str(self.precision),
             "provenance": dict(self.provenance),
         }
+
+    def tile_gflop(self) -> float:
+        """Arithmetic of one tile; takes a third of a second to count."""
+        side = self.preprocessing.input_px
+        return tile_gflop(self.architecture, len(self.class_names), side)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BundleSpec:

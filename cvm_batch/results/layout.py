@@ -29,7 +29,7 @@ class RunName:
     @property
     def live(self) -> PurePosixPath:
         """Where the run stands, while it runs."""
-        return PurePosixPath("runs", f"{self.run_id}.live.json")
+        return PurePosixPath("runs", f"{self.run_id}.live")
 
     @property
     def stop_marker(self) -> PurePosixPath:

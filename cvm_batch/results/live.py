@@ -1,7 +1,7 @@
 """What a running run tells those who look at its results folder, and what they may ask of it.
 
-    runs/<run_id>.live.json   where the run stands, replaced every few seconds, gone at its end
-    runs/<run_id>.stop        somebody wants it to stop
+    runs/<run_id>.live   where the run stands (JSON), replaced every few seconds, gone at its end
+    runs/<run_id>.stop   somebody wants it to stop
 
 Files, since whoever asks may sit on another machine that shares the folder: and since a job
 that a scheduler stops has a few seconds, the marker is seen before any signal arrives.
@@ -10,7 +10,7 @@ that a scheduler stops has a few seconds, the marker is seen before any signal a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -71,18 +71,21 @@ class RunSeen:
 INTERRUPTED = "interrupted"
 
 
+def manifests(results: ResultsFolder) -> Iterator[Mapping[str, Any]]:
+    """Manifests of all runs of a results folder, the newest first."""
+    for path in sorted((results.root / "runs").glob("*.json"), reverse=True):
+        yield json.loads(path.read_bytes())
+
+
 def runs_seen(results: ResultsFolder) -> list[RunSeen]:
     """All runs of a results folder, the newest first. Raises ResultsError where none is."""
-    manifests = sorted(
-        (path for path in (results.root / "runs").glob("*.json") if ".live" not in path.suffixes),
-        reverse=True,
-    )
-    if not manifests:
+    found = list(manifests(results))
+    if not found:
         raise ResultsError(
             f"{results.root} holds no runs. Give the folder that was --out of a submit."
         )
     held = results.held()
-    return [_seen(results, json.loads(path.read_bytes()), held=held) for path in manifests]
+    return [_seen(results, manifest, held=held) for manifest in found]
 
 
 def ask_to_stop(results: ResultsFolder) -> str:
@@ -109,6 +112,6 @@ def _seen(results: ResultsFolder, manifest: Mapping[str, Any], *, held: bool) ->
         return RunSeen(manifest, None, INTERRUPTED)
     live = None
     with suppress(OSError, ValueError):
-        path = results.root / "runs" / f"{manifest['run_id']}.live.json"
+        path = results.root / "runs" / f"{manifest['run_id']}.live"
         live = json.loads(path.read_bytes())
     return RunSeen(manifest, live, state)

@@ -41,7 +41,7 @@ class Driver:
         clock: Clock,
         *,
         until: float | None = None,
-        patience: float = 120.0,
+        patience: float = LeasePolicy.patience_seconds,
     ) -> None:
         """``until``: clock time by which all replicas are to be idle. ``patience``: seconds
         that a replica with work may classify nothing."""

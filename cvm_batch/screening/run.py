@@ -16,7 +16,6 @@ from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, ExitCode
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
-from cvm_batch.model.network import tile_gflop
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.results.folder import ResultsFolder
@@ -236,11 +235,10 @@ class _Run:
 
 
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:
-    side, classes = spec.preprocessing.input_px, len(spec.class_names)
     return Work(
         tiles=plan.tiles,
         # Counting takes a third of a second: not for a run that finds all done.
-        gflop=tile_gflop(spec.architecture, classes, side) if plan.tiles else 0.0,
+        gflop=spec.tile_gflop() if plan.tiles else 0.0,
         device_type=hardware.device_type,
         processors=hardware.processors,
     )

@@ -14,6 +14,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
+from cvm_batch.screening.dispatcher import LeasePolicy
 
 
 class ExecutorKind(StrEnum):
@@ -40,7 +41,7 @@ class Settings:
     """None: one per GPU, or without GPUs one per node. For Ray alone."""
     until: float | None = None
     """Seconds since the epoch by which running work is to have ended; None: no end."""
-    patience_seconds: float = 120.0
+    patience_seconds: float = LeasePolicy.patience_seconds
     """A replica that classifies nothing for so long, with work in hand, is ended and replaced."""
     retry: bool = False
     """Take up slides that are not complete, also those that failed for a lasting reason, and

@@ -22,7 +22,6 @@ from cvm_batch.model.backends.choosing import Backend, Work, choose_backend
 from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.engine import InferenceEngine, default_device
-from cvm_batch.model.network import tile_gflop
 from cvm_batch.model.precision import Precision, choose_precision
 from cvm_batch.screening.executor import hardware_here
 from cvm_batch.screening.run import run
@@ -143,9 +142,7 @@ class _Measured:
 
     def _backend(self, precision: Precision) -> Backend:
         """What a run of that many tiles chooses."""
-        spec, hardware = self.bundle.spec, hardware_here()
-        side, classes = spec.preprocessing.input_px, len(spec.class_names)
-        gflop = tile_gflop(spec.architecture, classes, side)
+        hardware, gflop = hardware_here(), self.bundle.spec.tile_gflop()
         work = Work(len(self.tiles), gflop, hardware.device_type, hardware.processors)
         return choose_backend(work, precision)
 

@@ -18,6 +18,7 @@ import pytest
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.live import runs_seen
+from cvm_batch.results.verifying import verify_results
 from tests.archives import making
 from tests.cli.test_commands import COMMAND, cvm_batch_run, submit
 from tests.screening.test_run import flip_byte_in_member, many_slides, tiles
@@ -116,6 +117,8 @@ def test_a_killed_run_is_interrupted(tiny_bundle: Bundle, tmp_path: Path) -> Non
     with running(tmp_path, tiny_bundle) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert list((out / "runs").glob("*.live")), "nobody was left to remove it"
+    assert not [found for found in verify_results(out).findings if "live" in found.path]
     assert told("status", out)["state"] == "interrupted"
     assert "Submit again" in cvm_batch_run("status", out).stdout
     assert cvm_batch_run("stop", out).returncode == 2
