@@ -54,7 +54,7 @@ def discover(roots: Sequence[str]) -> Discovery:
     found: Sequence[ListedSlide]
     for root in map(place_of, roots):
         if is_manifest(root):
-            found = _read_manifest(root)
+            found = read_manifest(root)
         else:
             walk = _Walk(root)
             ignored += walk.ignored
@@ -84,7 +84,8 @@ def is_manifest(place: Place) -> bool:
         return place.is_file()
 
 
-def _read_manifest(place: Place) -> Sequence[ListedSlide]:
+def read_manifest(place: Place) -> Sequence[ListedSlide]:
+    """The slides that a manifest lists. Raises UsageError."""
     with _needed_by_the_run():
         stamp = place.stamp()
         if stamp is None:

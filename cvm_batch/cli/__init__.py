@@ -18,7 +18,7 @@ from cvm_batch.cli.inspect import inspect
 from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
 from cvm_batch.cli.plan import plan
-from cvm_batch.cli.runs import list_runs, retry, status, stop
+from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
 from cvm_batch.cli.submit import submit
 from cvm_batch.cli.train import train
 from cvm_batch.cli.verify import verify
@@ -39,7 +39,7 @@ def cli() -> None:
     """
 
 
-_RUNS = (demo, plan, submit, status, list_runs, stop, retry)
+_RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
 _MODELS = (models, train, export)
 for command in (*_RUNS, *_SLIDES, *_MODELS):

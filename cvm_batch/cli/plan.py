@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,18 @@ def plan(
     from cvm_batch.model.precision import Precision, choose_precision
     from cvm_batch.model.registry import find_bundle
     from cvm_batch.results.slides import History
-    from cvm_batch.screening.plan import make_plan
+    from cvm_batch.screening.plan import make_plan, plan_slides
 
     bundle, results = find_bundle(model), ResultsFolder(out)
     chosen = choose_precision(default_device(), Precision(precision) if precision else None)
-    opening = opened_for_model(bundle.spec, options)
-    found = make_plan(slides, bundle, chosen, History.read(results), opening)
+    planner = partial(
+        plan_slides,
+        bundle=bundle,
+        precision=chosen,
+        history=History.read(results),
+        options=opened_for_model(bundle.spec, options),
+    )
+    found = make_plan(slides, planner)
     speed = _speed(results, bundle.digest, str(chosen))
     if as_json:
         print_json(_as_json(found, str(chosen), speed))

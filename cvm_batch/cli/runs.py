@@ -1,4 +1,4 @@
-"""``status``, ``list``, ``stop`` and ``retry``: runs, seen through their results folder."""
+"""``status``, ``list``, ``prioritise``, ``stop``, ``retry``: runs, seen through their folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cvm_batch.archives.tables.slides import MOST_PRIORITY
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
 from cvm_batch.errors import ExitCode, ResultsError
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import INTERRUPTED, RunSeen, ask_to_stop, runs_seen
+from cvm_batch.results.live import (
+    INTERRUPTED,
+    RunSeen,
+    ask_for_priority,
+    ask_to_stop,
+    runs_seen,
+)
 
 if TYPE_CHECKING:
     from cvm_batch.screening.settings import Settings
@@ -83,6 +90,31 @@ def stop(results: Path, wait: bool) -> ExitCode:
     STDOUT.print(f"{run_id} was asked to stop.")
     while wait and folder.held():
         time.sleep(_STOP_EVERY_SECONDS)
+    return ExitCode.COMPLETE
+
+
+@click.command()
+@results_argument
+@click.argument("slides", nargs=-1, required=True)
+@click.option(
+    "--priority",
+    type=click.IntRange(-MOST_PRIORITY, MOST_PRIORITY),
+    default=100,
+    show_default=True,
+    help="Higher goes first; a slide without any has 0.",
+)
+def prioritise(results: Path, slides: tuple[str, ...], priority: int) -> ExitCode:
+    """Let SLIDES go next in the run that runs in the folder RESULTS.
+
+    SLIDES are slide_ids, or patterns of them such as 'urgent/*'. What is running is
+    finished first: a few seconds of work.
+    """
+    folder = ResultsFolder(results)
+    for pattern in slides:
+        run_id = ask_for_priority(folder, pattern, priority)
+    STDOUT.print(
+        f"{run_id} was asked for priority {priority} for {len(slides)} slides or patterns."
+    )
     return ExitCode.COMPLETE
 
 

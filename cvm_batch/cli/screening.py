@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cvm_batch.cli.console import STDERR, STDOUT, printable
 from cvm_batch.cli.opening import opening_options
+from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
 from cvm_batch.cli.until import Until
 from cvm_batch.results.schemas import Status
@@ -50,6 +51,13 @@ def screening_options(command: F) -> F:
             "--backend",
             type=click.Choice(["torch-eager", "torch-compile", "openvino"]),
             help="What runs the network; default: the fastest, its preparation counted in.",
+        ),
+        click.option(
+            "--priority",
+            "priorities",
+            multiple=True,
+            type=SlidePriority(),
+            help="Slides that match PATTERN get this priority; higher goes first. Repeatable.",
         ),
         click.option(
             "--until",

@@ -22,7 +22,7 @@ _TEMPORARY = ".tmp"
 _LOCK = ".lock"
 _LOCK_ATTEMPTS = 4
 #: Files in runs/ that mean nothing once their run has gone (results/live.py).
-_OF_A_LIVING_RUN = ("*.live", "*.stop")
+_OF_A_LIVING_RUN = ("*.live", "*.stop", "*.priority")
 
 
 class ResultsFolder:

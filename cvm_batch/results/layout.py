@@ -36,6 +36,10 @@ class RunName:
         """Whoever makes this file wants the run to stop."""
         return PurePosixPath("runs", f"{self.run_id}.stop")
 
+    def priority_marker(self, number: int) -> PurePosixPath:
+        """Whoever makes this file wants some slides to go earlier or later."""
+        return PurePosixPath("runs", f"{self.run_id}-{number:03d}.priority")
+
     @property
     def cells_folder(self) -> PurePosixPath:
         return PurePosixPath("cells", f"run_date={self.run_date}", self.run_id)

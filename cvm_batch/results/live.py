@@ -2,6 +2,7 @@
 
     runs/<run_id>.live   where the run stands (JSON), replaced every few seconds, gone at its end
     runs/<run_id>.stop   somebody wants it to stop
+    runs/<run_id>-<nnn>.priority   somebody wants some slides to go earlier or later (JSON)
 
 Files, since whoever asks may sit on another machine that shares the folder: and since a job
 that a scheduler stops has a few seconds, the marker is seen before any signal arrives.
@@ -32,6 +33,8 @@ class LiveFiles:
         self._run = run
         self._told = self._looked = float("-inf")
         self._wanted = False
+        self._looked_for_priorities = float("-inf")
+        self._priorities = 0
 
     def tell(self, now: float, standing: Mapping[str, Any]) -> None:
         """Replace what is told, if it is old; an untold standing does no harm."""
@@ -47,8 +50,22 @@ class LiveFiles:
             self._wanted = (self._results.root / self._run.stop_marker).exists()
         return self._wanted
 
+    def priorities_wanted(self, now: float) -> list[tuple[str, int]]:
+        """Patterns of slide_ids and their priorities, asked for since the last call."""
+        wanted: list[tuple[str, int]] = []
+        if now - self._looked_for_priorities >= _LOOK_EVERY_SECONDS:
+            self._looked_for_priorities = now
+            with suppress(OSError, ValueError):  # the first that is not there ends it
+                while True:
+                    path = self._results.root / self._run.priority_marker(self._priorities)
+                    asked = json.loads(path.read_bytes())
+                    self._priorities += 1
+                    wanted.append((asked["pattern"], asked["priority"]))
+        return wanted
+
     def remove(self) -> None:
-        for path in (self._run.live, self._run.stop_marker):
+        markers = [self._run.priority_marker(number) for number in range(self._priorities)]
+        for path in (self._run.live, self._run.stop_marker, *markers):
             with suppress(OSError):
                 (self._results.root / path).unlink(missing_ok=True)
 
@@ -90,10 +107,7 @@ def runs_seen(results: ResultsFolder) -> list[RunSeen]:
 
 def ask_to_stop(results: ResultsFolder) -> str:
     """Leave the marker for the run that runs; return its run_id. Raises ResultsError."""
-    running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
-    if not running:
-        raise ResultsError(f"No run is running in {results.root}: there is nothing to stop.")
-    run_id = running[0].run_id
+    run_id = _running(results)
     try:
         (results.root / "runs" / f"{run_id}.stop").touch()
     except OSError as error:
@@ -102,6 +116,28 @@ def ask_to_stop(results: ResultsFolder) -> str:
             f"{error.strerror}. Send the process SIGTERM instead."
         ) from error
     return run_id
+
+
+def ask_for_priority(results: ResultsFolder, pattern: str, priority: int) -> str:
+    """Ask the run that runs to give matching slides a priority; return its run_id.
+
+    Raises ResultsError, CommitError.
+    """
+    run_id = _running(results)
+    run = RunName(run_id, "")
+    data = json.dumps({"pattern": pattern, "priority": priority}).encode()
+    number = 0
+    while (results.root / run.priority_marker(number)).exists():
+        number += 1
+    results.publish(run.priority_marker(number), data)
+    return run_id
+
+
+def _running(results: ResultsFolder) -> str:
+    running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
+    if not running:
+        raise ResultsError(f"No run is running in {results.root}: there is nothing to ask it.")
+    return running[0].run_id
 
 
 def _seen(results: ResultsFolder, manifest: Mapping[str, Any], *, held: bool) -> RunSeen:

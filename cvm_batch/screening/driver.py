@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from cvm_batch.errors import RunAbortedError
 from cvm_batch.model.bundle import Bundle
@@ -21,6 +22,7 @@ from cvm_batch.screening.plan import Plan
 from cvm_batch.screening.replica import ReplicaSpec, versions
 from cvm_batch.screening.rows import RunContext, slide_row
 from cvm_batch.screening.summary import Progress
+from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
 from cvm_batch.screening.work import ReplicaInfo, SlideSource
 
 #: Seconds without a single replica until the run is given up.
@@ -45,7 +47,8 @@ class Driver:
     ) -> None:
         """``until``: clock time by which all replicas are to be idle. ``patience``: seconds
         that a replica with work may classify nothing."""
-        self._plan = plan
+        self.plan = plan
+        """Grows while the run goes on, where further slides are wished for."""
         self._bundle = bundle
         self._spec = spec
         self._executor = executor
@@ -67,15 +70,19 @@ class Driver:
         """Of the replicas, once there is one; until then of this process."""
         return self.replicas_seen[0].versions if self.replicas_seen else versions()
 
-    def drive(self, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> None:
+    def drive(
+        self,
+        report: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wishes: Callable[[], Sequence[Wish]] = tuple,
+    ) -> None:
         """Classify the plan's slides; see `cvm_batch.screening.run.run` for the arguments.
 
-        Raises CvmBatchError where the run cannot go on.
+        ``wishes``: what has been asked of the run since the last call. Raises CvmBatchError
+        where the run cannot go on.
         """
-        now = self._clock.now()
-        for slide in self._plan.failed:
-            self.commits.add(slide_row(self._context(), slide, None, now), now)
-        if not self._plan.slides:
+        self._end_unopened(self.plan)
+        if not self.plan.slides:
             return
         self._executor.start(self._spec)
         report(self._progress())
@@ -84,6 +91,8 @@ class Driver:
                 self._handle(event)
             now = self._clock.now()
             self._end_what_hangs(now)
+            for wish in wishes():
+                self.grant(wish)
             self._stopped = self._stopped or should_stop() or self._too_late(now)
             if not self._stopped:
                 self._hand_out(now)
@@ -92,6 +101,32 @@ class Driver:
             self.commits.flush_if_due(now)
             report(self._progress())
             self._check_that_somebody_serves(now)
+
+    def grant(self, wish: Wish) -> None:
+        """Do what is wished, from now on."""
+        match wish:
+            case Prioritise():
+                self._prioritise(wish)
+            case TakeFurther(further):
+                first = len(self.plan.slides)
+                self.plan = self.plan.joined(further)
+                self._end_unopened(further)
+                if self.dispatcher is not None:
+                    self._add_slides(self.dispatcher, first)
+
+    def _prioritise(self, wish: Prioritise) -> None:
+        slides = list(self.plan.slides)
+        for number, slide in enumerate(slides):
+            if slide.priority != wish.priority and wish.fits(slide.slide_id):
+                slides[number] = replace(slide, priority=wish.priority)
+                if self.dispatcher is not None:
+                    self.dispatcher.set_priority(number, wish.priority)
+        self.plan = replace(self.plan, slides=tuple(slides))
+
+    def _end_unopened(self, plan: Plan) -> None:
+        now = self._clock.now()
+        for slide in plan.failed:
+            self.commits.add(slide_row(self._context(), slide, None, now), now)
 
     def _finished(self) -> bool:
         return self.dispatcher is not None and self.dispatcher.done
@@ -145,7 +180,11 @@ class Driver:
         )
         made = Dispatcher(policy)
         made.until = self._until
-        for number, slide in enumerate(self._plan.slides):
+        self._add_slides(made, 0)
+        return made
+
+    def _add_slides(self, dispatcher: Dispatcher, first: int) -> None:
+        for number, slide in enumerate(self.plan.slides[first:], first):
             assert slide.info is not None
             source = SlideSource(
                 number,
@@ -154,8 +193,7 @@ class Driver:
                 slide.info.identity,
                 slide.info.chunk_tiles,
             )
-            made.add_slide(source, slide.info.tiles, slide.priority)
-        return made
+            dispatcher.add_slide(source, slide.info.tiles, slide.priority)
 
     def _hand_out(self, now: float) -> None:
         if self.dispatcher is None:
@@ -173,7 +211,7 @@ class Driver:
     def _end_slide(self, number: int, now: float) -> None:
         assert self.dispatcher is not None
         account = self.dispatcher.ledger.accounts[number]
-        row = slide_row(self._context(), self._plan.slides[number], account, now)
+        row = slide_row(self._context(), self.plan.slides[number], account, now)
         self.commits.add(row, now)
         account.counted.clear()  # the row has it all: memory stays flat over a long night
 
@@ -196,9 +234,9 @@ class Driver:
     def _progress(self) -> Progress:
         return Progress(
             tiles_done=self.dispatcher.tiles_done if self.dispatcher else 0,
-            tiles=self._plan.tiles,
+            tiles=self.plan.tiles,
             slides_done=self.commits.by_status.total(),
-            slides=self._plan.slide_count,
+            slides=self.plan.slide_count,
             not_complete=len(self.commits.not_complete),
             replicas=len(self._serving),
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
@@ -56,7 +56,7 @@ class Plan:
     failed: tuple[PlannedSlide, ...]
     """Those that cannot even be opened."""
     settled: tuple[SettledSlide, ...]
-    ignored: tuple[Ignored, ...]
+    ignored: tuple[Ignored, ...] = ()
     """Files and folders that hold no slide, and why."""
 
     @property
@@ -68,17 +68,18 @@ class Plan:
     def tiles(self) -> int:
         return sum(slide.info.tiles for slide in self.slides if slide.info is not None)
 
+    def joined(self, further: Plan) -> Plan:
+        """This plan and, behind it, one for further slides."""
+        return Plan(
+            slides=self.slides + further.slides,
+            failed=self.failed + further.failed,
+            settled=self.settled + further.settled,
+            ignored=self.ignored + further.ignored,
+        )
 
-def make_plan(
-    inputs: Sequence[str],
-    bundle: Bundle,
-    precision: Precision,
-    history: History,
-    options: OpenOptions,
-    *,
-    retry: bool = False,
-) -> Plan:
-    """``retry``: take up what is not complete, for whatever reason, and nothing else.
+
+def make_plan(inputs: Sequence[str], planner: Callable[[Sequence[ListedSlide]], Plan]) -> Plan:
+    """Find the slides among ``inputs``, and plan them by `plan_slides`.
 
     Raises UsageError: NoSlidesError, SlideIdCollisionError or that of a manifest.
     """
@@ -89,9 +90,26 @@ def make_plan(
             "images, a zarr archive with an array called tiles, or a whole-slide image with a "
             "cells table beside it."
         )
+    return replace(planner(found.slides), ignored=found.ignored)
+
+
+def plan_slides(
+    listed_slides: Sequence[ListedSlide],
+    *,
+    bundle: Bundle,
+    precision: Precision,
+    history: History,
+    options: OpenOptions,
+    retry: bool = False,
+) -> Plan:
+    """Tell what is to be classified from what is done, and what cannot even be opened.
+
+    ``retry``: take up what is not complete, for whatever reason, and nothing else. Raises
+    UsageError.
+    """
     slides, failed, settled = [], [], []
-    descriptions = describe_all((slide.address for slide in found.slides), options)
-    for listed, description in zip(found.slides, descriptions, strict=True):
+    descriptions = describe_all((slide.address for slide in listed_slides), options)
+    for listed, description in zip(listed_slides, descriptions, strict=True):
         planned = _planned(listed, description, bundle, precision, options)
         key = planned.result_key
         stands = history.settled(planned.slide_id, key) if key else None
@@ -110,7 +128,6 @@ def make_plan(
         slides=tuple(slides),
         failed=tuple(failed),
         settled=tuple(settled),
-        ignored=found.ignored,
     )
 
 

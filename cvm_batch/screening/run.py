@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from itertools import starmap
 
 import torch
 
@@ -28,10 +30,11 @@ from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor, Hardware, LocalExecutor
-from cvm_batch.screening.plan import Plan, make_plan
+from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.replica import ReplicaSpec
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
+from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 
 
 def run(
@@ -77,17 +80,17 @@ class _Run:
         hardware = executor.hardware()
         device = torch.device(hardware.device_type)
         self._precision = choose_precision(device, settings.precision)
-        history = History.read(results)
-        self._plan: Plan = make_plan(
-            settings.inputs,
-            bundle,
-            self._precision,
-            history,
-            settings.opening(bundle.spec),
+        self._planner = partial(
+            plan_slides,
+            bundle=bundle,
+            precision=self._precision,
+            history=History.read(results),
+            options=settings.opening(bundle.spec),
             retry=settings.retry,
         )
+        plan = make_plan(settings.inputs, self._planner)
         self._planned = self._ended = self._clock.now()
-        work = _work(self._plan, bundle.spec, hardware)
+        work = _work(plan, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
             bundle=bundle.path,
@@ -101,7 +104,7 @@ class _Run:
         )
         commits = Commits(results, self._name, self._clock.now())
         self._driver = Driver(
-            self._plan,
+            plan,
             bundle,
             spec,
             executor,
@@ -110,6 +113,8 @@ class _Run:
             until=settings.until,
             patience=settings.patience_seconds,
         )
+        for pattern, priority in settings.priorities:
+            self._driver.grant(Prioritise(pattern, priority))
 
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -126,8 +131,14 @@ class _Run:
         def stop_wanted() -> bool:
             return should_stop() or live.stop_wanted(self._clock.now())
 
+        watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
+
+        def wishes() -> Sequence[Wish]:
+            asked = live.priorities_wanted(self._clock.now())
+            return [*starmap(Prioritise, asked), *watched.wishes()]
+
         try:
-            self._driver.drive(tell, stop_wanted)
+            self._driver.drive(tell, stop_wanted, wishes)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -136,6 +147,7 @@ class _Run:
             self._abort(error)
             raise
         finally:
+            watched.close()
             live.remove()
         summary = self._summary()
         self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)
@@ -158,7 +170,7 @@ class _Run:
 
     def _summary(self) -> RunSummary:
         driver, commits = self._driver, self._driver.commits
-        left = self._plan.slide_count - commits.by_status.total()
+        left = self._driver.plan.slide_count - commits.by_status.total()
         since = driver.serving_since
         seconds = self._ended - since if since else 0.0
         return RunSummary(
@@ -171,12 +183,12 @@ class _Run:
             settled=self._settled(),
             settled_not_complete=[
                 NotComplete(slide.slide_id, *asdict(slide.found).values())
-                for slide in self._plan.settled
+                for slide in self._driver.plan.settled
                 if slide.found.status is not Status.COMPLETE
             ],
             left=left,
             not_complete=commits.not_complete,
-            ignored=len(self._plan.ignored),
+            ignored=len(self._driver.plan.ignored),
             cells=commits.classified,
             seconds_starting=since - self._planned if since else 0.0,
             seconds_classifying=seconds,
@@ -184,7 +196,7 @@ class _Run:
         )
 
     def _settled(self) -> Counter[Status]:
-        return Counter(slide.found.status for slide in self._plan.settled)
+        return Counter(slide.found.status for slide in self._driver.plan.settled)
 
     def _write_manifest(
         self,
@@ -213,16 +225,16 @@ class _Run:
             versions=self._driver.versions,
             host={"cpus": usable_cpus(), "platform": platform.platform()},
             slides={
-                "planned": self._plan.slide_count,
+                "planned": self._driver.plan.slide_count,
                 **{f"settled_{status}": settled[status] for status in Status},
                 **{str(status): commits.by_status[status] for status in Status},
             },
             cells={
-                "expected": self._plan.tiles,
+                "expected": self._driver.plan.tiles,
                 "classified": commits.classified,
                 "unreadable": commits.unreadable,
             },
-            ignored=[ignored._asdict() for ignored in self._plan.ignored],
+            ignored=[ignored._asdict() for ignored in self._driver.plan.ignored],
             replicas=[asdict(info) for info in self._driver.replicas_seen],
             replicas_lost=self._driver.replicas_lost,
             seconds=seconds,

@@ -39,6 +39,8 @@ class Settings:
     executor: ExecutorKind = ExecutorKind.RAY
     replicas: int | None = None
     """None: one per GPU, or without GPUs one per node. For Ray alone."""
+    priorities: tuple[tuple[str, int], ...] = ()
+    """Patterns of slide_ids, and the priority that these get in place of the manifest's."""
     until: float | None = None
     """Seconds since the epoch by which running work is to have ended; None: no end."""
     patience_seconds: float = LeasePolicy.patience_seconds
@@ -87,6 +89,7 @@ class Settings:
                 "precision": value["precision"] and Precision(value["precision"]),
                 "backend": value["backend"] and Backend(value["backend"]),
                 "executor": ExecutorKind(value["executor"]),
+                "priorities": tuple((pattern, n) for pattern, n in value["priorities"]),
                 "mpp": value["mpp"] and tuple(value["mpp"]),
                 "arrays": ArrayNames(**value["arrays"]),
             }

@@ -100,6 +100,9 @@ def test_status_and_stop_of_a_running_run(tiny_bundle: Bundle, tmp_path: Path) -
         live = told("status", out)["live"]
         assert live["slides"] == 600
         assert 0 <= live["slides_done"] <= 600
+        assert "599.zip" not in statuses(out)
+        assert cvm_batch_run("prioritise", out, "59?.zip", "--priority", 7).returncode == 0
+        wait_for(lambda: "599.zip" in statuses(out), process)
         ended = cvm_batch_run("stop", out, "--wait")
         assert ended.returncode == 0
         assert process.wait(30) == 4

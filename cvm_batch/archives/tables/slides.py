@@ -49,7 +49,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:[.,]0{1,2})?")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 #: Of `ListedSlide.priority`: 32 bits hold it in the results.
-_MOST_PRIORITY = 2**31 - 1
+MOST_PRIORITY = 2**31 - 1
 _BATCH_ROWS = 10_000
 #: Characters of a wrong value in a message.
 _MOST_SHOWN = 80
@@ -272,8 +272,8 @@ def _whole(text: str) -> int:
 
 def _priority(text: str) -> int:
     priority = _whole(text)
-    if abs(priority) > _MOST_PRIORITY:
-        raise ValueError(f"{priority} is beyond {_MOST_PRIORITY}. Small numbers will do.")
+    if abs(priority) > MOST_PRIORITY:
+        raise ValueError(f"{priority} is beyond {MOST_PRIORITY}. Small numbers will do.")
     return priority
 
 

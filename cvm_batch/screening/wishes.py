@@ -1,0 +1,105 @@
+"""What a run may be asked while it goes on: that slides go first, or that further ones are taken.
+
+Slides become urgent by `cvm-batch prioritise`, or by their row in a manifest, which is read
+again whenever it has changed. A row that is new there is a slide more.
+"""
+
+from __future__ import annotations
+
+import glob
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from cvm_batch.archives.discovery import is_manifest, read_manifest
+from cvm_batch.archives.places.files import FileStamp
+from cvm_batch.archives.places.place import Place, place_of
+from cvm_batch.archives.tables.slides import ListedSlide
+from cvm_batch.errors import CvmBatchError
+from cvm_batch.screening.plan import Plan
+
+_LOOK_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Prioritise:
+    """Slides whose slide_id is, or matches, ``pattern`` get a priority; higher goes first."""
+
+    pattern: str
+    priority: int
+
+    def fits(self, slide_id: str) -> bool:
+        return slide_id == self.pattern or fnmatchcase(slide_id, self.pattern)
+
+
+@dataclass(frozen=True)
+class TakeFurther:
+    """Slides that the run did not know of when it began."""
+
+    plan: Plan
+
+
+Wish = Prioritise | TakeFurther
+
+
+class WatchedManifests:
+    """Looks at the manifests among a run's inputs, in a thread of its own: what is new there
+    has to be opened before it is planned."""
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        plan: Plan,
+        plan_further: Callable[[Sequence[ListedSlide]], Plan],
+    ) -> None:
+        """``plan``: what the run knows already."""
+        self._plan_further = plan_further
+        self._wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
+        self._priorities: dict[str, int | None] = {
+            settled.slide_id: None for settled in plan.settled
+        }
+        for slide in (*plan.slides, *plan.failed):
+            self._priorities[slide.slide_id] = slide.priority
+        # Not yet seen: a manifest may have changed since it was planned from.
+        self._seen: dict[Place, FileStamp | None] = {
+            place: None for place in map(place_of, inputs) if is_manifest(place)
+        }
+        self._closed = threading.Event()
+        if self._seen:
+            threading.Thread(target=self._watch, name="manifests", daemon=True).start()
+
+    def wishes(self) -> list[Wish]:
+        """What has come up since the last call."""
+        found: list[Wish] = []
+        with suppress(queue.Empty):
+            while True:
+                found.append(self._wishes.get_nowait())
+        return found
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_LOOK_EVERY_SECONDS):
+            for place in list(self._seen):
+                # Half written, or out of reach for a moment: the next look may find it whole.
+                with suppress(CvmBatchError):
+                    self._look(place)
+
+    def _look(self, place: Place) -> None:
+        stamp = place.stamp()
+        if stamp is None or stamp == self._seen[place]:
+            return
+        listed = read_manifest(place)
+        further = [slide for slide in listed if slide.slide_id not in self._priorities]
+        if further:
+            self._wishes.put(TakeFurther(self._plan_further(further)))
+        for slide in listed:
+            before = self._priorities.setdefault(slide.slide_id, slide.priority)
+            if before not in (None, slide.priority):
+                self._wishes.put(Prioritise(glob.escape(slide.slide_id), slide.priority))
+                self._priorities[slide.slide_id] = slide.priority
+        self._seen[place] = stamp

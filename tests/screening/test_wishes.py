@@ -1,0 +1,212 @@
+"""Slides that become urgent, or turn up, while the run goes on."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.tables.slides import ListedSlide
+from cvm_batch.errors import ExitCode
+from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.live import ask_for_priority
+from cvm_batch.screening import wishes
+from cvm_batch.screening.plan import Plan, PlannedSlide
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.summary import Progress, RunSummary
+from cvm_batch.screening.wishes import Prioritise, TakeFurther, WatchedManifests, Wish
+from tests.archives import making
+from tests.screening.test_run import many_slides, tiles
+
+Row = dict[str, Any]
+SLIDES = 40
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wishes, "_LOOK_EVERY_SECONDS", 0.05)
+
+
+def write_manifest(path: Path, rows: Sequence[Row]) -> None:
+    """As an editor does it: beside, then renamed."""
+    beside = path.with_name(f".{path.name}")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["slide_id", "uri", "priority"])
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
+
+
+def planned(slides: Sequence[ListedSlide]) -> Plan:
+    return Plan(
+        slides=tuple(
+            PlannedSlide(
+                slide_id=slide.slide_id,
+                address=slide.address,
+                info=None,
+                priority=slide.priority,
+            )
+            for slide in slides
+        ),
+        failed=(),
+        settled=(),
+    )
+
+
+def told(watched: WatchedManifests, count: int) -> list[Wish]:
+    found: list[Wish] = []
+    deadline = time.monotonic() + 20
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        found += watched.wishes()
+        time.sleep(0.01)
+    return found
+
+
+def test_a_manifest_that_changes_is_read_again(tmp_path: Path) -> None:
+    manifest = tmp_path / "night.csv"
+    known = [{"slide_id": name, "uri": name, "priority": 0} for name in ("a", "b[1]")]
+    write_manifest(manifest, known)
+    listed = [
+        ListedSlide(slide_id=row["slide_id"], address=SlideAddress(uri=f"/{row['uri']}"))
+        for row in known
+    ]
+    watched = WatchedManifests([str(manifest)], planned(listed), planned)
+    try:
+        manifest.write_text('slide_id,uri\n"half')  # half written: nothing is to be made of it
+        time.sleep(0.3)
+        assert watched.wishes() == []
+        known[1]["priority"] = 7
+        write_manifest(manifest, [*known, {"slide_id": "c", "uri": "c", "priority": 3}])
+        found = told(watched, 2)
+        (further,) = [wish.plan for wish in found if isinstance(wish, TakeFurther)]
+        assert [(slide.slide_id, slide.priority) for slide in further.slides] == [("c", 3)]
+        assert further.slides[0].address.uri == str(tmp_path / "c")
+        (urgent,) = [wish for wish in found if isinstance(wish, Prioritise)]
+        assert urgent.priority == 7
+        assert urgent.fits("b[1]")
+        assert not urgent.fits("b1")
+        manifest.unlink()
+        time.sleep(0.3)
+        assert watched.wishes() == []
+    finally:
+        watched.close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "slide_id", "fits"),
+    [
+        ("a.zip", "a.zip", True),
+        ("urgent/*", "urgent/a.zip", True),
+        ("urgent/*", "other/urgent/a.zip", False),
+        ("a[1].zip", "a[1].zip", True),
+        ("A.zip", "a.zip", False),
+    ],
+)
+def test_patterns(pattern: str, slide_id: str, fits: bool) -> None:
+    assert Prioritise(pattern, 1).fits(slide_id) is fits
+
+
+class Night:
+    """A slow run over many slides, and what happens once some of it is done."""
+
+    def __init__(self, tmp_path: Path, bundle: Bundle) -> None:
+        self.folder = tmp_path / "slides"
+        self.out = tmp_path / "results"
+        self._bundle = bundle
+        many_slides(self.folder, SLIDES)
+
+    def run(self, slides: Path, meanwhile: Callable[[], None], **settings: Any) -> RunSummary:
+        waiting = True
+
+        def report(progress: Progress) -> None:
+            nonlocal waiting
+            if waiting and progress.slides_done:
+                waiting = False
+                meanwhile()
+
+        summary = run(
+            Settings(
+                inputs=(str(slides),),
+                model=str(self._bundle.path),
+                out=self.out,
+                precision=Precision.FP32,
+                executor=ExecutorKind.LOCAL,
+                batch_size=1,
+                **settings,
+            ),
+            report=report,
+        )
+        assert not waiting
+        return summary
+
+    def rows(self) -> list[Row]:
+        """In the order in which the slides were begun."""
+        table = pq.read_table(self.out / "slides", partitioning=None)
+        return list(table.sort_by("started_at").to_pylist())
+
+
+@pytest.fixture
+def night(tmp_path: Path, tiny_bundle: Bundle) -> Night:
+    return Night(tmp_path, tiny_bundle)
+
+
+def test_an_urgent_slide_goes_next(night: Night) -> None:
+    names = sorted(path.name for path in night.folder.iterdir())
+
+    def meanwhile() -> None:
+        ask_for_priority(ResultsFolder(night.out), names[-1], 9)
+
+    summary = night.run(night.folder, meanwhile)
+    assert summary.exit_code is ExitCode.COMPLETE
+    rows = night.rows()
+    assert len(rows) == SLIDES
+    place = next(n for n, row in enumerate(rows) if row["slide_id"] == names[-1])
+    assert rows[place]["priority"] == 9
+    assert place < SLIDES - 1, "it overtook"
+    assert [path.suffix for path in (night.out / "runs").iterdir()] == [".json"]
+
+
+def test_a_slide_that_is_added_to_a_manifest_is_classified_too(
+    night: Night, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "night.csv"
+    listed = [
+        {"slide_id": path.name, "uri": str(path), "priority": 0}
+        for path in sorted(night.folder.iterdir())
+    ]
+    write_manifest(manifest, listed)
+    making.write_zip(tmp_path / "late.zip", tiles(9, seed=5))
+    (tmp_path / "broken.zip").write_bytes(b"PK no zip")
+
+    def meanwhile() -> None:
+        further = [
+            {"slide_id": "late", "uri": "late.zip", "priority": 5},
+            {"slide_id": "broken", "uri": "broken.zip", "priority": 5},
+        ]
+        write_manifest(manifest, [*listed, *further])
+
+    summary = night.run(manifest, meanwhile)
+    assert summary.exit_code is ExitCode.NOT_ALL_COMPLETE
+    assert summary.by_status == {"complete": SLIDES + 1, "failed": 1}
+    rows = {row["slide_id"]: row for row in night.rows()}
+    assert len(rows) == SLIDES + 2
+    assert rows["late"]["cells_classified"] == 9
+    assert rows["broken"]["status"] == "failed"
+
+
+def test_priorities_given_at_the_start_hold(night: Night) -> None:
+    names = sorted(path.name for path in night.folder.iterdir())
+    night.run(night.folder, lambda: None, priorities=((names[20], 3), ("*", -1), (names[9], 4)))
+    rows = night.rows()
+    assert {row["slide_id"]: row["priority"] for row in rows}[names[9]] == 4
+    assert rows[0]["slide_id"] == names[9]
