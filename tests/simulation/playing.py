@@ -23,6 +23,7 @@ from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.plan import Plan, PlannedSlide
 from cvm_batch.screening.replica import ReplicaSpec
 from cvm_batch.screening.summary import Progress
+from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
 from tests.simulation.world import (
     CLASSES,
     DriverKilled,
@@ -95,19 +96,23 @@ def play(
     *,
     driver_kills: int = 0,
     hours: float | None = None,
+    late: int = 0,
     checked: bool = True,
 ) -> Played:
     """Raises AssertionError where an invariant is broken; the message names the seed.
 
+    ``late``: slides of which the driver hears while it runs, and as many that become urgent.
     ``checked``: look at every slide's account after every step, which costs.
     """
     try:
-        return _play(night, seed, driver_kills, hours, checked)
+        return _play(night, seed, driver_kills, hours, late, checked)
     except AssertionError as error:
         raise AssertionError(f"seed {seed} of {night}: {error}") from error
 
 
-def _play(night: Night, seed: int, driver_kills: int, hours: float | None, checked: bool) -> Played:
+def _play(
+    night: Night, seed: int, driver_kills: int, hours: float | None, late: int, checked: bool
+) -> Played:
     luck = random.Random(seed)
     clock = VirtualClock()
     began = clock.now()
@@ -125,8 +130,10 @@ def _play(night: Night, seed: int, driver_kills: int, hours: float | None, check
             world.kill_driver_at = luck.randint(1, 300)
         drivers += 1
         commits = SimulatedCommits(visible)
+        known = len(numbers) - min(late, len(numbers) - 1)
+        asked = _Wishes(numbers[:known], _plan(night, numbers[known:]), luck)
         driver = Driver(
-            _plan(night, numbers),
+            _plan(night, numbers[:known]),
             BUNDLE,
             _SPEC,
             cast(Executor, world),
@@ -136,7 +143,7 @@ def _play(night: Night, seed: int, driver_kills: int, hours: float | None, check
         )
         watch = _Watch(driver, world, clock, began, checked)
         try:
-            driver.drive(watch, lambda: False)
+            driver.drive(watch, lambda: False, asked)
         except DriverKilled:
             continue
         finally:
@@ -147,11 +154,35 @@ def _play(night: Night, seed: int, driver_kills: int, hours: float | None, check
                 deaths_alone[numbers[slide]] += deaths
             failed_reads |= {numbers[slide] for (slide, _), n in world.read_errors.items() if n > 2}
         commits.flush()
-        break
+        if asked.all_told or hours is not None:
+            break
+        late = 0  # what the run did not hear of is for the next submit
     played = Played(visible, clock.now() - began, events, drivers, classified, 0)
     played.left = len(night.tiles) - len(visible)
     _judge(night, played, deaths_alone, failed_reads, deadline=hours is not None)
     return played
+
+
+class _Wishes:
+    """Further slides, and slides that become urgent, at moments that nobody foresees."""
+
+    def __init__(self, known: list[int], further: Plan, luck: random.Random) -> None:
+        self._known = known
+        self._further = further
+        self._luck = luck
+        self._left = len(further.slides)
+        self.all_told = not further.slides
+
+    def __call__(self) -> list[Wish]:
+        wishes: list[Wish] = []
+        if self._left and self._luck.random() < 0.1:
+            self._left -= 1
+            slide = _name(self._luck.choice(self._known))
+            wishes.append(Prioritise(slide, self._luck.randint(-1, 3)))
+        if not self.all_told and self._luck.random() < 0.1:
+            self.all_told = True
+            wishes.append(TakeFurther(self._further))
+        return wishes
 
 
 class _Watch:
@@ -170,12 +201,14 @@ class _Watch:
         self._clock = clock
         self._began = began
         self._checked = checked
+        self._seen = 0
 
     def __call__(self, _: Progress) -> None:
         assert self._world.events < _MOST_EVENTS, "the run does not come to its end"
         assert self._clock.now() - self._began < _STUCK_SECONDS, "the run is stuck"
         dispatcher = self._driver.dispatcher
-        if dispatcher is not None and self._checked:
+        if dispatcher is not None and self._checked and self._seen != self._world.happenings:
+            self._seen = self._world.happenings
             check_books(dispatcher)
 
 

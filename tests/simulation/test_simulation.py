@@ -45,7 +45,8 @@ def random_night(seed: int, *, most_slides: int = 60) -> Night:
 
 def play_seed(seed: int, *, most_slides: int) -> None:
     night = random_night(seed, most_slides=most_slides)
-    play(night, seed, driver_kills=random.Random(seed).choice([0, 0, 1, 3]))
+    luck = random.Random(seed)
+    play(night, seed, driver_kills=luck.choice([0, 0, 1, 3]), late=luck.choice([0, 0, 5]))
 
 
 @pytest.mark.parametrize("hundred", range(20))

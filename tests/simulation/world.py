@@ -110,6 +110,8 @@ class SimulatedExecutor:
         self._lost: set[int] = set()
         self._ended: set[int] = set()
         self.events = 0
+        self.happenings = 0
+        """Leases handed out and events told: while it stands still, so do the books."""
         self.kill_driver_at: int | None = None
         """Number of the event before which the driver dies."""
         self.deaths_alone: Counter[int] = Counter()
@@ -133,6 +135,7 @@ class SimulatedExecutor:
         assert len(state.held) < 2, "more than two leases in flight"
         assert lease.parts, "an empty lease"
         assert all(len(part) > 0 for part in lease.parts), "an empty part"
+        self.happenings += 1
         state.held.append(lease)
         if not state.hanging:
             self._run(replica, state, lease)
@@ -152,6 +155,7 @@ class SimulatedExecutor:
             _, _, event = heapq.heappop(self._events)
             if self._happens(event):
                 found.append(event)
+        self.happenings += len(found)
         return found
 
     def end(self, replica: int, detail: str) -> None:
