@@ -16,7 +16,8 @@ message, so that an error survives pickling on its way from a replica to the dri
     │   │   └── AgreementError
     │   └── DataSetError        training data that cannot be used
     ├── RunAbortedError         the run could not go on: exit code 1
-    │   └── CommitError         a result could not be written
+    │   ├── CommitError         a result could not be written
+    │   └── TakenOverError      another run has taken the results folder over
     └── SlideError              one slide failed; the others go on
         └── (one leaf per reason, below)
 """
@@ -121,6 +122,10 @@ class RunAbortedError(CvmBatchError):
 
 class CommitError(RunAbortedError):
     """A result could not be written: the disk is full, or the folder is gone."""
+
+
+class TakenOverError(RunAbortedError):
+    """Another run has taken the results folder over from this one, which seemed dead."""
 
 
 class SlideError(CvmBatchError):

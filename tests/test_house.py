@@ -21,8 +21,9 @@ MAX_LINES = 400
 #: What each package may import of ours, besides itself and the modules beside the packages.
 MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),
-    "archives": set(),
-    "results": set(),
+    "remote": set(),
+    "archives": {"remote"},
+    "results": {"remote"},
     "screening": {"model", "archives", "results"},
     "training": {"model", "archives", "results"},
     "cli": {"model", "archives", "results", "screening", "training"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py"}
 #: A script sees what lies beside it under its bare name.
 NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}
-LIGHT_PACKAGES = ("errors", "archives", "results")
+LIGHT_PACKAGES = ("errors", "remote", "archives", "results")
 
 MODULES = [
     path.relative_to(ROOT).as_posix()

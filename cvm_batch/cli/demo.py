@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from cvm_batch.cli.console import STDOUT
+from cvm_batch.cli.results import ResultsRoot
 from cvm_batch.cli.screening import print_summary, screen, screening_options
 from cvm_batch.errors import ExitCode, Reason, RunAbortedError
 
@@ -23,11 +24,11 @@ _DAMAGED = "-damaged.zip"
     "--out",
     default=Path("cvm-batch-demo"),
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=ResultsRoot(),
     help="The results folder; made where there is none.",
 )
 @screening_options
-def demo(out: Path, **options: Any) -> int:
+def demo(out: Path | str, **options: Any) -> int:
     """Screen the slides that come with cvm-batch: real Pap-smear cells, no network.
 
     Each slide is one microscope field of CRIC Cervix. One archive is damaged on purpose,

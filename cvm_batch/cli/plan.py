@@ -12,9 +12,10 @@ import click
 
 from cvm_batch.cli.console import STDOUT, print_json, printable
 from cvm_batch.cli.opening import opened_for_model, opening_options
+from cvm_batch.cli.results import ResultsRoot
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import manifests
+from cvm_batch.results.manifest import manifests
 
 if TYPE_CHECKING:
     from cvm_batch.screening.plan import Plan
@@ -25,9 +26,7 @@ _SHOWN = 20
 @click.command()
 @click.argument("slides", nargs=-1, required=True)
 @click.option("--model", required=True, help="A bundle's folder, or the name of a known one.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The results folder, if any."
-)
+@click.option("--out", required=True, type=ResultsRoot(), help="The results folder, if any.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -38,7 +37,7 @@ _SHOWN = 20
 def plan(
     slides: tuple[str, ...],
     model: str,
-    out: Path,
+    out: Path | str,
     precision: str | None,
     as_json: bool,
     **options: Any,

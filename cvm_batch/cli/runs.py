@@ -13,22 +13,18 @@ from rich.table import Table
 
 from cvm_batch.archives.tables.slides import MOST_PRIORITY
 from cvm_batch.cli.console import STDOUT, print_json
+from cvm_batch.cli.results import ResultsRoot
 from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
 from cvm_batch.errors import ExitCode, ResultsError
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import (
-    INTERRUPTED,
-    RunSeen,
-    ask_for_priority,
-    ask_to_stop,
-    runs_seen,
-)
+from cvm_batch.results.live import RunSeen, ask_for_priority, ask_to_stop, is_running, runs_seen
+from cvm_batch.results.manifest import RunState
 
 if TYPE_CHECKING:
     from cvm_batch.screening.settings import Settings
 
-results_argument = click.argument("results", type=click.Path(path_type=Path))
+results_argument = click.argument("results", type=ResultsRoot())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _STOP_EVERY_SECONDS = 0.5
 
@@ -37,7 +33,7 @@ _STOP_EVERY_SECONDS = 0.5
 @results_argument
 @click.option("--run", "run_id", help="A run's identifier; default: the newest.")
 @json_option
-def status(results: Path, run_id: str | None, as_json: bool) -> ExitCode:
+def status(results: Path | str, run_id: str | None, as_json: bool) -> ExitCode:
     """Say where the newest run in the folder RESULTS stands, or how it ended.
 
     Asks nobody: a run tells where it stands every two seconds, in its folder.
@@ -54,7 +50,7 @@ def status(results: Path, run_id: str | None, as_json: bool) -> ExitCode:
 @click.command("list")
 @results_argument
 @json_option
-def list_runs(results: Path, as_json: bool) -> ExitCode:
+def list_runs(results: Path | str, as_json: bool) -> ExitCode:
     """List the runs in the folder RESULTS, the newest first."""
     runs = runs_seen(ResultsFolder(results))
     if as_json:
@@ -80,7 +76,7 @@ def list_runs(results: Path, as_json: bool) -> ExitCode:
 @click.command()
 @results_argument
 @click.option("--wait", is_flag=True, help="Come back when the run has ended.")
-def stop(results: Path, wait: bool) -> ExitCode:
+def stop(results: Path | str, wait: bool) -> ExitCode:
     """Let the run in the folder RESULTS finish what it has begun, and end.
 
     What is left is for the next submit; the run's exit code is 4.
@@ -88,7 +84,7 @@ def stop(results: Path, wait: bool) -> ExitCode:
     folder = ResultsFolder(results)
     run_id = ask_to_stop(folder)
     STDOUT.print(f"{run_id} was asked to stop.")
-    while wait and folder.held():
+    while wait and is_running(folder, run_id):
         time.sleep(_STOP_EVERY_SECONDS)
     return ExitCode.COMPLETE
 
@@ -103,7 +99,7 @@ def stop(results: Path, wait: bool) -> ExitCode:
     show_default=True,
     help="Higher goes first; a slide without any has 0.",
 )
-def prioritise(results: Path, slides: tuple[str, ...], priority: int) -> ExitCode:
+def prioritise(results: Path | str, slides: tuple[str, ...], priority: int) -> ExitCode:
     """Let SLIDES go next in the run that runs in the folder RESULTS.
 
     SLIDES are slide_ids, or patterns of them such as 'urgent/*'. What is running is
@@ -122,7 +118,7 @@ def prioritise(results: Path, slides: tuple[str, ...], priority: int) -> ExitCod
 @results_argument
 @click.option("--until", type=Until(), help="As in submit.")
 @json_option
-def retry(results: Path, until: float | None, as_json: bool) -> int:
+def retry(results: Path | str, until: float | None, as_json: bool) -> int:
     """Classify again what is not complete in the folder RESULTS, for whatever reason.
 
     With the inputs and settings of the newest run there. Complete slides, and slides that no
@@ -136,14 +132,14 @@ def retry(results: Path, until: float | None, as_json: bool) -> int:
     return summary.exit_code
 
 
-def _again(results: Path, until: float | None) -> Settings:
+def _again(results: Path | str, until: float | None) -> Settings:
     from cvm_batch.screening.settings import Settings
 
     earlier = _find(results, None).manifest["settings"]
     return Settings.from_json(earlier, out=results, until=until, retry=True)
 
 
-def _find(results: Path, run_id: str | None) -> RunSeen:
+def _find(results: Path | str, run_id: str | None) -> RunSeen:
     runs = runs_seen(ResultsFolder(results))
     found = [seen for seen in runs if run_id in (None, seen.run_id)]
     if not found:
@@ -164,7 +160,9 @@ def _told(seen: RunSeen) -> list[str]:
     lines.append(f"{slides['planned']:,} slides: {ended or 'none ended'}")
     speed = seen.manifest["tiles_per_second"]
     lines.append(f"{cells['classified']:,} cells" + (f" ({speed:,.0f}/s)" if speed else ""))
-    if seen.state == INTERRUPTED:
+    if by := seen.manifest.get("sealed_by"):
+        lines.append(f"What was left went to a later run, {by}.")
+    elif seen.state is RunState.INTERRUPTED:
         lines.append("The run's process is gone. Submit again to go on.")
     if seen.manifest["error"]:
         lines.append(str(seen.manifest["error"]))

@@ -71,7 +71,7 @@ def screening_options(command: F) -> F:
     return opening_options(command)
 
 
-def screen(*, inputs: tuple[str, ...], model: str, out: Path, **options: Any) -> RunSummary:
+def screen(*, inputs: tuple[str, ...], model: str, out: Path | str, **options: Any) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
@@ -102,7 +102,7 @@ def run_settings(settings: Settings) -> RunSummary:
         return run(settings, report=report, should_stop=stop.is_set)
 
 
-def print_summary(summary: RunSummary, out: Path) -> None:
+def print_summary(summary: RunSummary, out: Path | str) -> None:
     """What a person wants to know at once: what is done, what is wrong, where it lies."""
     ended = summary.by_status.total()
     lines = []

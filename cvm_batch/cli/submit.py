@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cvm_batch.cli.console import print_json
+from cvm_batch.cli.results import ResultsRoot
 from cvm_batch.cli.screening import print_summary, screen, screening_options
 
 
@@ -17,12 +18,14 @@ from cvm_batch.cli.screening import print_summary, screen, screening_options
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The results folder; made where there is none.",
+    type=ResultsRoot(),
+    help="The results folder, made where there is none: a path, or s3://bucket/results.",
 )
 @screening_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def submit(slides: tuple[str, ...], model: str, out: Path, as_json: bool, **options: Any) -> int:
+def submit(
+    slides: tuple[str, ...], model: str, out: Path | str, as_json: bool, **options: Any
+) -> int:
     """Classify every cell of SLIDES that is not classified yet.
 
     SLIDES are slide archives, folders of them, or manifest tables (.csv, .parquet): folders,

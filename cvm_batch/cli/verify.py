@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 12 * 3600.0
 #: One of them makes a folder a bundle, damaged as it may be. `model.bundle` loads PyTorch.
 _BUNDLE_FILES = ("bundle.json", "model.safetensors")
-#: One of them makes a folder results, damaged as they may be.
-_RESULTS_FILES = ("runs/*.json", "slides/run_date=*", "cells/run_date=*")
 
 
 class _Checked(NamedTuple):
@@ -49,8 +47,8 @@ def verify(paths: tuple[str, ...], jobs: int | None, as_json: bool, **options: A
     for path in paths:
         if any((Path(path) / name).is_file() for name in _BUNDLE_FILES):
             checked.append(_bundle(Path(path)))
-        elif any(any(Path(path).glob(pattern)) for pattern in _RESULTS_FILES):
-            checked += _results(Path(path))
+        elif _holds_results(path):
+            checked += _results(path)
         else:
             slides.append(path)
     if not as_json:
@@ -86,7 +84,14 @@ def _bundle(path: Path) -> _Checked:
     return _Checked("bundle", str(path), True, f"every digest agrees, {bundle.digest}")
 
 
-def _results(path: Path) -> Iterator[_Checked]:
+def _holds_results(path: str) -> bool:
+    from cvm_batch.remote.addresses import WEB, is_remote, scheme_of
+    from cvm_batch.results.verifying import holds_results
+
+    return not (is_remote(path) and scheme_of(path) in WEB) and holds_results(path)
+
+
+def _results(path: str) -> Iterator[_Checked]:
     from cvm_batch.results.verifying import verify_results
 
     found = verify_results(path)
@@ -94,7 +99,7 @@ def _results(path: Path) -> Iterator[_Checked]:
         yield _Checked("results", f"{path}/{finding.path}", False, finding.what)
     if not found.findings:
         told = f"{found.runs} runs, {found.slides:,} slides and {found.cells:,} cells add up"
-        yield _Checked("results", str(path), True, told)
+        yield _Checked("results", path, True, told)
 
 
 def _slides(

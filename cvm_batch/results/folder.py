@@ -1,179 +1,174 @@
 """The results folder as a place to commit to: every file appears whole or not at all.
 
-A file is written in ``.tmp``, which no reader scans, flushed to disk, and then linked
-to its final name, which fails where that name exists: so a commit cannot be overwritten,
-and a driver killed at any moment leaves the old state or the new one.
+A commit cannot be overwritten, and a driver killed at any moment leaves the old state or the
+new one: `cvm_batch.results.stores` says how, on disks and on object storage.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from cvm_batch.errors import CommitError, ResultsError, ResultsInUseError
+import pyarrow.fs as pafs
 
-_TEMPORARY = ".tmp"
-_LOCK = ".lock"
-_LOCK_ATTEMPTS = 4
+from cvm_batch.errors import CommitError, ResultsError
+from cvm_batch.results.stores.disk import TEMPORARY
+from cvm_batch.results.stores.store import Bytes, Store, results_root, store_at
+
 #: Files in runs/ that mean nothing once their run has gone (results/live.py).
-_OF_A_LIVING_RUN = ("*.live", "*.stop", "*.priority")
+_OF_A_LIVING_RUN = (".live", ".stop", ".priority")
+#: On object storage each takes its time, most of it spent waiting.
+_READS_AT_ONCE = 16
+
+Name = PurePosixPath | str
 
 
 class ResultsFolder:
-    """One results folder. Paths given and returned are relative to it, POSIX style."""
+    """One results folder. Names given and returned are relative to it, POSIX style."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path | str) -> None:
+        """``root``: a path, or an address on object storage. Raises UsageError."""
+        self.root = results_root(root)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @cached_property
+    def store(self) -> Store:
+        return store_at(self.root)
+
+    @property
+    def everywhere(self) -> Path | str:
+        """The root, as other processes find it."""
+        return self.root if isinstance(self.root, str) else self.root.resolve()
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """For pyarrow to read tables from, at `path_of`."""
+        return self.store.filesystem
+
+    def path_of(self, name: Name) -> str:
+        return self.store.path_of(str(name))
 
     def prepare(self) -> None:
         """Make the folder and prove that files can be committed. Raises ResultsError."""
         try:
-            _make_folder(self.root / _TEMPORARY)
-            probe = self._write_beside(b"probe")
-            linked = probe.with_suffix(".linked")
-            os.link(probe, linked)
-            # Another run that starts at this moment may have cleared them away.
-            for path in (probe, linked):
-                path.unlink(missing_ok=True)
+            self.store.prepare()
         except OSError as error:
-            raise self._unusable(error) from error
+            raise ResultsError(
+                f"The results folder {self} cannot be written: {_why(error)}. It must lie on a "
+                "file system with hard links, or on object storage with conditional writes. "
+                "Choose another with --out, or mend its permissions or its disk."
+            ) from error
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the folder for one run; the lock falls with the process.
+    def put_new(self, name: Name, data: Bytes) -> bool:
+        """Write the file ``name``, or find that another has been written there: then False.
 
-        Raises ResultsInUseError where another run holds it, ResultsError where it cannot be
-        locked.
+        Raises CommitError.
         """
-        with ExitStack() as held:
+        with self._committing(name):
             try:
-                file = held.enter_context((self.root / _LOCK).open("a"))
-                _lock(file)
-                self._clear_temporary()
-            except BlockingIOError as error:
-                raise ResultsInUseError(
-                    f"Another run is writing to {self.root}. Wait for its end, or choose "
-                    "another folder with --out."
-                ) from error
-            except OSError as error:
-                raise self._unusable(error) from error
-            yield
-
-    def publish(self, path: PurePosixPath | str, data: bytes | memoryview) -> None:
-        """Write the new file ``path``. Raises CommitError, also where it exists."""
-        final = self.root / path
-        try:
-            _make_folder(final.parent)
-            beside = self._write_beside(data)
-            try:
-                os.link(beside, final)
-            finally:
-                beside.unlink()
-            _flush_folder(final.parent)
-        except OSError as error:
-            raise _commit_error(final, error) from error
-
-    def replace(self, path: PurePosixPath | str, data: bytes | memoryview) -> None:
-        """Write the file ``path``, in place of an older one if there is. Raises CommitError."""
-        final = self.root / path
-        try:
-            _make_folder(final.parent)
-            self._write_beside(data).replace(final)
-            _flush_folder(final.parent)
-        except OSError as error:
-            raise _commit_error(final, error) from error
-
-    def replace_unflushed(self, path: PurePosixPath | str, data: bytes) -> None:
-        """Write what is out of date in a moment: whole, but not flushed. Raises OSError."""
-        final = self.root / path
-        beside = final.with_name(f".{final.name}")
-        beside.write_bytes(data)
-        beside.replace(final)
-
-    def held(self) -> bool:
-        """Whether a run holds the folder. Raises ResultsError where that cannot be told."""
-        try:
-            with (self.root / _LOCK).open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self.store.put_new(str(name), data)
+            except FileExistsError:
+                # Ours, where only the answer to an earlier try was lost.
+                with suppress(FileNotFoundError):
+                    return self.store.read(str(name)) == bytes(data)
                 return False
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            raise self._unusable(error) from error
+        return True
 
-    def remove_except(self, folder: PurePosixPath | str, keep: set[str]) -> int:
-        """Remove the files directly in ``folder`` that are not in ``keep``; return how many."""
+    def publish(self, name: Name, data: Bytes) -> None:
+        """Write the new file ``name``. Raises CommitError, also where there is another."""
+        if not self.put_new(name, data):
+            raise CommitError(
+                f"{self}/{name} could not be committed: File exists, with another content. "
+                "Nothing is overwritten; submit again, finished slides are not repeated."
+            )
+
+    def replace(self, name: Name, data: Bytes) -> None:
+        """Write the file ``name``, in place of an older one if there is. Raises CommitError."""
+        with self._committing(name):
+            self.store.put(str(name), data)
+
+    def replace_unflushed(self, name: Name, data: bytes) -> None:
+        """Write what is out of date in a moment: whole, but not flushed. Raises OSError."""
+        self.store.put(str(name), data, lasting=False)
+
+    def read(self, name: Name) -> bytes:
+        """Raises FileNotFoundError, or ResultsError."""
+        with self._reading():
+            return self.store.read(str(name))
+
+    def read_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
+        """The files in turn, read ahead of time; None for one that is gone meanwhile."""
+        if isinstance(self.root, Path):
+            yield from map(self._read_or_none, names)
+            return
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            yield from pool.map(self._read_or_none, names)
+
+    def exists(self, name: Name) -> bool:
+        with self._reading():
+            return self.store.exists(str(name))
+
+    def names(self, folder: Name, *, deep: bool = False) -> list[str]:
+        """The files directly in ``folder``, or all below it. Raises ResultsError."""
+        with self._reading():
+            return self.store.names(str(folder), deep=deep)
+
+    def remove(self, names: Collection[Name]) -> int:
+        """Remove files whose staying does no harm; return how many could be."""
         removed = 0
-        for path in sorted((self.root / folder).glob("*")):
-            if path.relative_to(self.root).as_posix() not in keep:
-                with suppress(OSError):  # a leftover that stays does no harm: no row names it
-                    path.unlink()
-                    removed += 1
+        for name in names:
+            with suppress(OSError):
+                self.store.delete(str(name))
+                removed += 1
         return removed
 
-    def _write_beside(self, data: bytes | memoryview) -> Path:
-        beside = self.root / _TEMPORARY / uuid.uuid4().hex
+    def remove_except(self, folder: Name, keep: Collection[str]) -> int:
+        """Remove the files directly in ``folder`` that are not in ``keep``; return how many.
+
+        No row names them, so one that stays does no harm.
+        """
+        with suppress(ResultsError):
+            return self.remove([name for name in self.names(folder) if name not in keep])
+        return 0
+
+    def clear_leftovers(self) -> None:
+        """Remove what a killed run left unfinished; only while the folder is held."""
+        left = self.names(TEMPORARY)
+        left += [name for name in self.names("runs") if name.endswith(_OF_A_LIVING_RUN)]
+        self.remove(left)
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return self.read(name)
+        return None
+
+    @contextmanager
+    def _committing(self, name: Name) -> Iterator[None]:
         try:
-            with beside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                beside.unlink()
+            yield
+        except OSError as error:
+            raise CommitError(
+                f"{self}/{name} could not be committed: {_why(error)}. Nothing half-written "
+                "is visible; mend the cause and submit again, finished slides are not repeated."
+            ) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
             raise
-        return beside
-
-    def _clear_temporary(self) -> None:
-        """Remove what a killed run left unfinished; only under the lock."""
-        left = [*(self.root / _TEMPORARY).iterdir()]
-        left += [path for kind in _OF_A_LIVING_RUN for path in (self.root / "runs").glob(kind)]
-        for path in left:
-            path.unlink(missing_ok=True)
-
-    def _unusable(self, error: OSError) -> ResultsError:
-        return ResultsError(
-            f"The results folder {self.root} cannot be written: {error.strerror or error}. It "
-            "must lie on a file system with hard links and locks. Choose another folder with "
-            "--out, or mend its permissions or its disk."
-        )
+        except OSError as error:
+            raise ResultsError(
+                f"The results in {self} cannot be read: {_why(error)}. Check the disk or the "
+                "connection and the permissions."
+            ) from error
 
 
-def _lock(file: IO[str]) -> None:
-    """Raises BlockingIOError where another run holds it."""
-    for _ in range(_LOCK_ATTEMPTS):
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.05)  # whoever asks whether it is held has it for a moment
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each of which survives a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename or link in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _commit_error(path: Path, error: OSError) -> CommitError:
-    return CommitError(
-        f"{path} could not be committed: {error.strerror or error}. Nothing half-written is "
-        "visible; mend the cause and submit again, finished slides are not repeated."
-    )
+def _why(error: OSError) -> object:
+    return error.strerror or error

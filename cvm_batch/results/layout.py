@@ -22,6 +22,11 @@ class RunName:
         utc = now.astimezone(UTC)
         return cls(f"{utc:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", f"{utc:%Y-%m-%d}")
 
+    @classmethod
+    def of(cls, run_id: str) -> RunName:
+        """The name of an earlier run."""
+        return cls(run_id, f"{run_id[:4]}-{run_id[4:6]}-{run_id[6:8]}")
+
     @property
     def manifest(self) -> PurePosixPath:
         return PurePosixPath("runs", f"{self.run_id}.json")
@@ -41,6 +46,10 @@ class RunName:
         return PurePosixPath("runs", f"{self.run_id}-{number:03d}.priority")
 
     @property
+    def slides_folder(self) -> PurePosixPath:
+        return PurePosixPath("slides", f"run_date={self.run_date}")
+
+    @property
     def cells_folder(self) -> PurePosixPath:
         return PurePosixPath("cells", f"run_date={self.run_date}", self.run_id)
 
@@ -49,8 +58,7 @@ class RunName:
         return PurePosixPath("tops", f"run_date={self.run_date}", self.run_id)
 
     def slides_batch(self, number: int) -> PurePosixPath:
-        name = f"{self.run_id}-{number:05d}.parquet"
-        return PurePosixPath("slides", f"run_date={self.run_date}", name)
+        return self.slides_folder / f"{self.run_id}-{number:05d}.parquet"
 
 
 def part_name(slide_id: str, start: int, attempt: int) -> str:

@@ -11,63 +11,80 @@ that a scheduler stops has a few seconds, the marker is seen before any signal a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cvm_batch.errors import ResultsError
+from cvm_batch.errors import CommitError, ResultsError
+from cvm_batch.results.claims import Claims
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
-from cvm_batch.results.manifest import RunState
+from cvm_batch.results.manifest import RunState, manifests
 
 _TELL_EVERY_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.5
+#: Of the run's time that goes into either of these.
+_SHARE = 0.05
 
 
 class LiveFiles:
-    """The two files, from the running run's side."""
+    """Those files, from the running run's side."""
 
     def __init__(self, results: ResultsFolder, run: RunName) -> None:
         self._results = results
         self._run = run
-        self._told = self._looked = float("-inf")
+        self._tell_at = self._look_at = self._priorities_at = float("-inf")
         self._wanted = False
-        self._looked_for_priorities = float("-inf")
-        self._priorities = 0
+        self._priorities: list[tuple[str, int]] = []
+        self._priorities_told = 0
 
     def tell(self, now: float, standing: Mapping[str, Any]) -> None:
-        """Replace what is told, if it is old; an untold standing does no harm."""
-        if now - self._told >= _TELL_EVERY_SECONDS:
-            self._told = now
-            text = json.dumps({"told_at": now, **standing})
-            with suppress(OSError):
-                self._results.replace_unflushed(self._run.live, text.encode())
+        """Replace what is told, if it is old."""
+        if now >= self._tell_at:
+            text = json.dumps({"told_at": now, **standing}).encode()
+            self._tell_at = now + max(_TELL_EVERY_SECONDS, _took(self._tell, text) / _SHARE)
 
     def stop_wanted(self, now: float) -> bool:
-        if not self._wanted and now - self._looked >= _LOOK_EVERY_SECONDS:
-            self._looked = now
-            self._wanted = (self._results.root / self._run.stop_marker).exists()
+        if not self._wanted and now >= self._look_at:
+            self._look_at = now + max(_LOOK_EVERY_SECONDS, _took(self._look) / _SHARE)
         return self._wanted
 
     def priorities_wanted(self, now: float) -> list[tuple[str, int]]:
         """Patterns of slide_ids and their priorities, asked for since the last call."""
-        wanted: list[tuple[str, int]] = []
-        if now - self._looked_for_priorities >= _LOOK_EVERY_SECONDS:
-            self._looked_for_priorities = now
-            with suppress(OSError, ValueError):  # the first that is not there ends it
-                while True:
-                    path = self._results.root / self._run.priority_marker(self._priorities)
-                    asked = json.loads(path.read_bytes())
-                    self._priorities += 1
-                    wanted.append((asked["pattern"], asked["priority"]))
-        return wanted
+        if now >= self._priorities_at:
+            took = _took(self._look_for_priorities)
+            self._priorities_at = now + max(_LOOK_EVERY_SECONDS, took / _SHARE)
+        new = self._priorities[self._priorities_told :]
+        self._priorities_told = len(self._priorities)
+        return new
 
     def remove(self) -> None:
-        markers = [self._run.priority_marker(number) for number in range(self._priorities)]
-        for path in (self._run.live, self._run.stop_marker, *markers):
-            with suppress(OSError):
-                (self._results.root / path).unlink(missing_ok=True)
+        markers = map(self._run.priority_marker, range(len(self._priorities)))
+        self._results.remove([self._run.live, self._run.stop_marker, *markers])
+
+    def _tell(self, text: bytes) -> None:
+        with suppress(OSError):  # an untold standing does no harm
+            self._results.replace_unflushed(self._run.live, text)
+
+    def _look(self) -> None:
+        with suppress(ResultsError):  # it is looked for again
+            self._wanted = self._results.exists(self._run.stop_marker)
+
+    def _look_for_priorities(self) -> None:
+        with suppress(ResultsError, FileNotFoundError):  # the first that is not there ends it
+            while True:
+                marker = self._run.priority_marker(len(self._priorities))
+                asked = json.loads(self._results.read(marker))
+                self._priorities.append((asked["pattern"], asked["priority"]))
+
+
+def _took(request: Callable[..., None], *details: Any) -> float:
+    """How many seconds: on object storage each waits for an answer."""
+    began = time.monotonic()
+    request(*details)
+    return time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -77,43 +94,40 @@ class RunSeen:
     manifest: Mapping[str, Any]
     live: Mapping[str, Any] | None
     """Where it stands, if it runs."""
-    state: str
-    """As in the manifest, or ``interrupted``: it says running, and nobody holds the folder."""
+    state: RunState
+    """As in the manifest, but ``interrupted`` where it says running and the run does not hold the
+    folder any more."""
 
     @property
     def run_id(self) -> str:
         return str(self.manifest["run_id"])
 
 
-INTERRUPTED = "interrupted"
-
-
-def manifests(results: ResultsFolder) -> Iterator[Mapping[str, Any]]:
-    """Manifests of all runs of a results folder, the newest first."""
-    for path in sorted((results.root / "runs").glob("*.json"), reverse=True):
-        yield json.loads(path.read_bytes())
-
-
 def runs_seen(results: ResultsFolder) -> list[RunSeen]:
     """All runs of a results folder, the newest first. Raises ResultsError where none is."""
     found = list(manifests(results))
     if not found:
-        raise ResultsError(
-            f"{results.root} holds no runs. Give the folder that was --out of a submit."
-        )
-    held = results.held()
-    return [_seen(results, manifest, held=held) for manifest in found]
+        raise ResultsError(f"{results} holds no runs. Give the folder that was --out of a submit.")
+    running = any(manifest["state"] == RunState.RUNNING for manifest in found)
+    holder = Claims(results).holder() if running else None
+    return [_seen(results, manifest, holder.run_id if holder else None) for manifest in found]
+
+
+def is_running(results: ResultsFolder, run_id: str) -> bool:
+    """Whether the run holds the folder. Raises ResultsError."""
+    holder = Claims(results).holder()
+    return holder is not None and holder.run_id == run_id
 
 
 def ask_to_stop(results: ResultsFolder) -> str:
     """Leave the marker for the run that runs; return its run_id. Raises ResultsError."""
     run_id = _running(results)
     try:
-        (results.root / "runs" / f"{run_id}.stop").touch()
-    except OSError as error:
+        results.replace(RunName.of(run_id).stop_marker, b"")
+    except CommitError as error:
         raise ResultsError(
-            f"The marker that stops {run_id} cannot be written to {results.root}: "
-            f"{error.strerror}. Send the process SIGTERM instead."
+            f"The marker that stops {run_id} cannot be written: {error} Or send the process "
+            "SIGTERM instead."
         ) from error
     return run_id
 
@@ -123,31 +137,34 @@ def ask_for_priority(results: ResultsFolder, pattern: str, priority: int) -> str
 
     Raises ResultsError, CommitError.
     """
-    run_id = _running(results)
-    run = RunName(run_id, "")
+    run = RunName.of(_running(results))
     data = json.dumps({"pattern": pattern, "priority": priority}).encode()
     number = 0
-    while (results.root / run.priority_marker(number)).exists():
+    while results.exists(marker := run.priority_marker(number)) or not results.put_new(
+        marker, data
+    ):
         number += 1
-    results.publish(run.priority_marker(number), data)
-    return run_id
+    return run.run_id
 
 
 def _running(results: ResultsFolder) -> str:
     running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
     if not running:
-        raise ResultsError(f"No run is running in {results.root}: there is nothing to ask it.")
+        raise ResultsError(f"No run is running in {results}: there is nothing to ask of it.")
     return running[0].run_id
 
 
-def _seen(results: ResultsFolder, manifest: Mapping[str, Any], *, held: bool) -> RunSeen:
-    state = str(manifest["state"])
-    if state != RunState.RUNNING:
+def _seen(results: ResultsFolder, manifest: Mapping[str, Any], holder: str | None) -> RunSeen:
+    state = RunState(manifest["state"])
+    if state is not RunState.RUNNING:
         return RunSeen(manifest, None, state)
-    if not held:
-        return RunSeen(manifest, None, INTERRUPTED)
+    run = RunName.of(manifest["run_id"])
+    if run.run_id != holder:
+        # It may have ended since its manifest was read: it writes the last one, then lets go.
+        manifest = json.loads(results.read(run.manifest))
+        ended = RunState(manifest["state"])
+        return RunSeen(manifest, None, RunState.INTERRUPTED if ended is state else ended)
     live = None
-    with suppress(OSError, ValueError):
-        path = results.root / "runs" / f"{manifest['run_id']}.live"
-        live = json.loads(path.read_bytes())
+    with suppress(FileNotFoundError, ValueError):
+        live = json.loads(results.read(run.live))
     return RunSeen(manifest, live, state)

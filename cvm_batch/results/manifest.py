@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cvm_batch.errors import ResultsError
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 
@@ -20,6 +21,9 @@ class RunState(StrEnum):
     STOPPED = "stopped"
     """Ended before all slides were done; the next submit goes on."""
     ABORTED = "aborted"
+    INTERRUPTED = "interrupted"
+    """It went without a word: killed, or taken over. As status tells it, and the run that sealed
+    it (results/sealing.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +59,35 @@ class RunManifest:
     finished_at: str | None = None
     exit_code: int | None = None
     error: str | None = None
+    sealed_by: str | None = None
+    """The run that made sure that nothing more can come of this one."""
     manifest_version: int = MANIFEST_VERSION
 
 
 def write_manifest(results: ResultsFolder, run: RunName, manifest: RunManifest) -> None:
     """Write or replace the run's manifest. Raises CommitError."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str)
+    rewrite_manifest(results, run, asdict(manifest))
+
+
+def rewrite_manifest(results: ResultsFolder, run: RunName, manifest: Mapping[str, Any]) -> None:
+    """The same of a manifest that was read. Raises CommitError."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
     results.replace(run.manifest, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def manifests(results: ResultsFolder) -> Iterator[Mapping[str, Any]]:
+    """Manifests of all runs of a results folder, the newest first. Raises ResultsError."""
+    names = [name for name in results.names("runs") if name.endswith(".json")]
+    names.sort(reverse=True)
+    for name, data in zip(names, results.read_all(names), strict=True):
+        if data is None:
+            continue
+        try:
+            manifest = json.loads(data)
+            RunState(manifest["state"])
+            RunName.of(manifest["run_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(
+                f"{results}/{name} is no manifest of a run: {error!r}. Move it away."
+            ) from error
+        yield manifest

@@ -9,7 +9,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cvm_batch.errors import PASSING_REASONS, ResultsError
+from cvm_batch.errors import PASSING_REASONS, ResultsError, TakenOverError
 from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
@@ -66,9 +66,17 @@ class SlideRow:
 def commit_slides(
     results: ResultsFolder, run: RunName, number: int, rows: Sequence[SlideRow]
 ) -> None:
-    """Commit batch ``number`` of the run's rows. Raises CommitError."""
+    """Commit batch ``number`` of the run's rows; numbers follow each other from 0 on.
+
+    Raises CommitError, and TakenOverError where another run has put its seal there.
+    """
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SLIDES)
-    results.publish(run.slides_batch(number), parquet_bytes(table))
+    if not results.put_new(run.slides_batch(number), parquet_bytes(table)):
+        raise TakenOverError(
+            f"Another run took over {results} and sealed this one, {run.run_id}, so that "
+            f"{len(rows)} slides could not be committed. What it had committed before stays, and "
+            "the other run classifies the rest."
+        )
 
 
 def newest_rows(results: ResultsFolder) -> pa.Table:
@@ -127,14 +135,19 @@ class History:
 
 
 def _read(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
-    folder = results.root / "slides"
-    if not folder.is_dir():
+    files = [name for name in results.names("slides", deep=True) if name.endswith(".parquet")]
+    if not files:
         return SLIDES.empty_table().select(columns or SLIDES.names)
     try:
-        dataset = ds.dataset(folder, schema=SLIDES, format="parquet")
+        dataset = ds.dataset(
+            [results.path_of(name) for name in files],
+            schema=SLIDES,
+            format="parquet",
+            filesystem=results.filesystem,
+        )
         return dataset.to_table(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(
-            f"The slides table in {folder} cannot be read: {error}. Move the damaged file "
+            f"The slides table in {results} cannot be read: {error}. Move the damaged file "
             "away and submit again: the slides that it named are classified anew."
         ) from error

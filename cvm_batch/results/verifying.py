@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cvm_batch.errors import ResultsError
+from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
 
@@ -53,19 +55,29 @@ class _Cells:
     classes: Counter[str]
 
 
-def verify_results(root: Path) -> ResultsVerdict:
+def holds_results(root: Path | str) -> bool:
+    """Whether there are results in a folder, damaged as they may be. Raises ResultsError."""
+    results = ResultsFolder(root)
+    return (
+        any(name.endswith(".json") for name in results.names("runs"))
+        or any(name.startswith("slides/run_date=") for name in results.names("slides", deep=True))
+        or any(name.startswith("cells/run_date=") for name in results.names("cells", deep=True))
+    )
+
+
+def verify_results(root: Path | str) -> ResultsVerdict:
     """Read every table of the results folder ``root`` to its last page.
 
     Page checksums are compared, rows of slides are unique, their counts add up, and the cells
-    files that a row names hold the cells that it counts, each once. Raises OSError where the
-    folder cannot be listed.
+    files that a row names hold the cells that it counts, each once. Raises ResultsError where
+    the folder cannot be listed.
     """
-    return _Verification(root).verdict()
+    return _Verification(ResultsFolder(root)).verdict()
 
 
 class _Verification:
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, results: ResultsFolder) -> None:
+        self._results = results
         self._findings: list[Finding] = []
         self._cells = 0
 
@@ -73,13 +85,13 @@ class _Verification:
         runs = self._check_manifests()
         rows = 0
         seen: Counter[tuple[str, str]] = Counter()
-        for path in sorted(self._root.glob("slides/**/*.parquet")):
-            for row in self._rows(path):
+        for name in self._results.names("slides", deep=True):
+            for row in self._rows(name) if name.endswith(".parquet") else ():
                 rows += 1
                 seen[row["run_id"], row["slide_id"]] += 1
-                self._check_slide(path, row)
+                self._check_slide(name, row)
                 if row["run_id"] not in runs:
-                    self._found(path, f"names the run {row['run_id']}, which has no manifest")
+                    self._found(name, f"names the run {row['run_id']}, which has no manifest")
         for (run_id, slide_id), count in seen.items():
             if count > 1:
                 self._found("slides", f"the slide {slide_id!r} has {count} rows of run {run_id}")
@@ -87,45 +99,47 @@ class _Verification:
             runs=len(runs), slides=rows, cells=self._cells, findings=tuple(self._findings)
         )
 
-    def _found(self, path: Path | str, what: str) -> None:
-        shown = path if isinstance(path, str) else path.relative_to(self._root).as_posix()
-        self._findings.append(Finding(shown, what))
+    def _found(self, name: str, what: str) -> None:
+        self._findings.append(Finding(name, what))
 
     def _check_manifests(self) -> set[str]:
         runs = set()
-        for path in sorted(self._root.glob("runs/*.json")):
+        for name in self._results.names("runs"):
+            path = PurePosixPath(name)
+            if path.suffix != ".json":
+                continue
             try:
-                manifest = json.loads(path.read_bytes())
+                manifest = json.loads(self._results.read(name))
                 RunState(manifest["state"])
                 if manifest["run_id"] != path.stem:
                     raise ValueError(f"it is that of run {manifest['run_id']!r}")
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                self._found(path, f"is no manifest of a run: {error!r}")
+            except (ValueError, KeyError, TypeError, OSError, ResultsError) as error:
+                self._found(name, f"is no manifest of a run: {error!r}")
             runs.add(path.stem)
         if not runs:
             self._found("runs", "holds no manifest of a run")
         return runs
 
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
+    def _rows(self, name: str) -> Iterator[dict[str, Any]]:
         try:
-            rows = _read(path, SLIDES).to_pylist(maps_as_pydicts="strict")
+            rows = self._read(name, SLIDES).to_pylist(maps_as_pydicts="strict")
         except _DamagedError as error:
-            self._found(path, str(error))
+            self._found(name, str(error))
         except KeyError as error:  # of a map that names it twice
-            self._found(path, f"is damaged: {error}")
+            self._found(name, f"is damaged: {error}")
         else:
             yield from rows
 
-    def _check_slide(self, path: Path, row: dict[str, Any]) -> None:
+    def _check_slide(self, batch: str, row: dict[str, Any]) -> None:
         for name in row["tops_files"]:
             try:
-                _read(self._root / name, TOPS)
+                self._read(name, TOPS)
             except _DamagedError as error:
                 self._found(name, f"{error} (of the slide {row['slide_id']!r})")
         cells = self._cells_of(row)
         if cells is not None and row["status"] != Status.FAILED:
             for what in _differences(row, cells):
-                self._found(path, what)
+                self._found(batch, what)
 
     def _cells_of(self, row: dict[str, Any]) -> _Cells | None:
         """None where a file is damaged."""
@@ -134,7 +148,7 @@ class _Verification:
         whole = True
         for name in row["cells_files"]:
             try:
-                table = _read_cells(self._root / name, row)
+                table = self._read_cells(name, row)
             except _DamagedError as error:
                 self._found(name, f"{error} (of the slide {row['slide_id']!r})")
                 whole = False
@@ -143,6 +157,25 @@ class _Verification:
                 index.append(table["index"].to_numpy())
                 classes += _count(table["class"])
         return _Cells(np.concatenate(index), classes) if whole else None
+
+    def _read_cells(self, name: str, row: dict[str, Any]) -> pa.Table:
+        """A cells file of the slide that ``row`` is of. Raises _DamagedError."""
+        table = self._read(name, cells_schema(len(_counts(row) or ())))
+        slides = pc.unique(table["slide_id"].cast(pa.string())).to_pylist()
+        if slides not in ([row["slide_id"]], []):
+            raise _DamagedError("holds cells of another slide")
+        return table
+
+    def _read(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Raises _DamagedError."""
+        try:
+            file = self._results.filesystem.open_input_file(self._results.path_of(name))
+        except FileNotFoundError as error:
+            raise _DamagedError("is not there") from error
+        except OSError as error:
+            raise _DamagedError(f"cannot be read: {error}") from error
+        with file:
+            return _read(file, schema)
 
 
 def _differences(row: dict[str, Any], cells: _Cells) -> Iterator[str]:
@@ -183,27 +216,16 @@ def _count(names: pa.ChunkedArray) -> Counter[str]:
     return Counter({each["values"]: each["counts"] for each in counted})
 
 
-def _read_cells(path: Path, row: dict[str, Any]) -> pa.Table:
-    """A cells file of the slide that ``row`` is of. Raises _DamagedError."""
-    table = _read(path, cells_schema(len(_counts(row) or ())))
-    slides = pc.unique(table["slide_id"].cast(pa.string())).to_pylist()
-    if slides not in ([row["slide_id"]], []):
-        raise _DamagedError("holds cells of another slide")
-    return table
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    """The whole table, its page checksums compared. Raises _DamagedError.
+def _read(file: Any, schema: pa.Schema) -> pa.Table:
+    """The whole table in an open file, its page checksums compared. Raises _DamagedError.
 
     Nothing protects what Parquet says of columns: names and types are those of ``schema``,
     of which an earlier version may lack some. What it calls not nullable is not null.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            table = parquet.read()
             table.validate(full=True)
-    except FileNotFoundError as error:
-        raise _DamagedError("is not there") from error
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:
         raise _DamagedError(f"is damaged: {error}") from error
     for field in table.schema:

@@ -49,7 +49,7 @@ class ReplicaSpec:
     backend: Backend
     batch_size: int | None
     """None: the engine's own choice."""
-    results: Path
+    results: Path | str
     run: RunName
     opening: OpenOptions = field(default_factory=OpenOptions)
     threads: int = field(default_factory=usable_cpus)

@@ -15,16 +15,18 @@ import torch
 
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.errors import CommitError, CvmBatchError, ExitCode
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
+from cvm_batch.results.claims import Hold
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.live import LiveFiles
-from cvm_batch.results.manifest import RunManifest, RunState, write_manifest
+from cvm_batch.results.manifest import RunManifest, RunState
 from cvm_batch.results.schemas import Status
+from cvm_batch.results.sealing import exclusive, write_while_held
 from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
@@ -54,8 +56,9 @@ def run(
     results = ResultsFolder(settings.out)
     results.prepare()
     executor = executor or _executor(settings)
-    with results.exclusive(), closing(executor):
-        return _Run(settings, bundle, results, executor).run(report, should_stop)
+    name = RunName.new(datetime.now(UTC))
+    with exclusive(results, name) as hold, closing(executor):
+        return _Run(settings, bundle, results, hold, name, executor).run(report, should_stop)
 
 
 def _executor(settings: Settings) -> Executor:
@@ -68,15 +71,22 @@ def _executor(settings: Settings) -> Executor:
 
 class _Run:
     def __init__(
-        self, settings: Settings, bundle: Bundle, results: ResultsFolder, executor: Executor
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        results: ResultsFolder,
+        hold: Hold,
+        name: RunName,
+        executor: Executor,
     ) -> None:
         self._clock = Clock()
         self._began = self._clock.now()
         self._settings = settings
         self._bundle = bundle
         self._results = results
+        self._hold = hold
+        self._name = name
         self._executor = executor
-        self._name = RunName.new(datetime.now(UTC))
         hardware = executor.hardware()
         device = torch.device(hardware.device_type)
         self._precision = choose_precision(device, settings.precision)
@@ -98,7 +108,7 @@ class _Run:
             precision=self._precision,
             backend=self._backend,
             batch_size=settings.batch_size,
-            results=results.root.resolve(),
+            results=results.everywhere,
             run=self._name,
             opening=settings.opening(bundle.spec),
         )
@@ -129,6 +139,7 @@ class _Run:
             live.tell(now, {**asdict(progress), "serving_since": since})
 
         def stop_wanted() -> bool:
+            self._hold.check()
             return should_stop() or live.stop_wanted(self._clock.now())
 
         watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
@@ -143,14 +154,16 @@ class _Run:
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
             self._driver.commits.remove_superseded()
+            summary = self._summary()
+            self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)
         except BaseException as error:
             self._abort(error)
+            if isinstance(error, CommitError):  # as one that was taken over may get, too
+                self._hold.check(now=True)
             raise
         finally:
             watched.close()
             live.remove()
-        summary = self._summary()
-        self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)
         return summary
 
     def _abort(self, error: BaseException) -> None:
@@ -206,6 +219,7 @@ class _Run:
         exit_code: ExitCode | None = None,
         error: str | None = None,
     ) -> None:
+        """Raises TakenOverError."""
         commits, settled = self._driver.commits, self._settled()
         seconds = {"planning": self._planned - self._began}
         if summary is not None:
@@ -243,7 +257,7 @@ class _Run:
             exit_code=exit_code,
             error=printable(error) if error else None,
         )
-        write_manifest(self._results, self._name, manifest)
+        write_while_held(self._results, self._hold, manifest)
 
 
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:

@@ -14,6 +14,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
+from cvm_batch.results.stores.store import results_root
 from cvm_batch.screening.dispatcher import LeasePolicy
 
 
@@ -30,8 +31,8 @@ class Settings:
     """Slide archives, folders of them, manifest tables; paths or URLs."""
     model: str
     """A bundle's folder, or the name of a known one."""
-    out: Path
-    """The results folder; made where there is none."""
+    out: Path | str
+    """The results folder, made where there is none: a path, or an address on object storage."""
     precision: Precision | None = None
     """None: what the device does best."""
     backend: Backend | None = None
@@ -58,6 +59,7 @@ class Settings:
     """A running Ray cluster; None starts Ray on this machine for the run."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", results_root(self.out))
         for name in ("replicas", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -85,7 +87,6 @@ class Settings:
             known: dict[str, Any] = {
                 **value,
                 "inputs": tuple(value["inputs"]),
-                "out": Path(value["out"]),
                 "precision": value["precision"] and Precision(value["precision"]),
                 "backend": value["backend"] and Backend(value["backend"]),
                 "executor": ExecutorKind(value["executor"]),

@@ -27,7 +27,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 from cvm_batch.archives.places import remote as remote_places
-from cvm_batch.archives.places.remote import Patience
+from cvm_batch.remote.asking import Patience
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

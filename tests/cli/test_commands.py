@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 import cvm_batch
 from cvm_batch.model.bundle import WEIGHTS_FILE, Bundle
 from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.results.sealing import exclusive
 from tests.archives import making
 from tests.screening.test_run import flip_byte_in_member, many_slides, tiles
 
@@ -137,7 +140,7 @@ def test_no_slides_and_no_such_folder(tiny_bundle: Bundle, tmp_path: Path) -> No
 def test_a_results_folder_in_use(slides: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
     results = ResultsFolder(tmp_path / "results")
     results.prepare()
-    with results.exclusive():
+    with exclusive(results, RunName.new(datetime.now(UTC))):
         code, _, told = submit(slides, tiny_bundle.path, results.root)
     assert code == 2
     assert "Another run is writing" in told

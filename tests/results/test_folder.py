@@ -1,15 +1,15 @@
-"""Commits: whole or not at all, never over another; one run at a time."""
+"""Commits: whole or not at all, never over another."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cvm_batch.errors import CommitError, ResultsError, ResultsInUseError
+from cvm_batch.errors import CommitError, ResultsError
 from cvm_batch.results.folder import ResultsFolder
 
 
@@ -38,6 +38,19 @@ def test_a_commit_cannot_be_overwritten(results: ResultsFolder) -> None:
     assert visible(results) == ["a.parquet"]
 
 
+def test_a_commit_whose_answer_was_lost_is_found_to_be_there(results: ResultsFolder) -> None:
+    results.publish("slides/a.parquet", b"rows")
+    results.publish("slides/a.parquet", b"rows")
+    assert visible(results) == ["a.parquet"]
+
+
+def test_of_many_who_put_one_name_one_succeeds(results: ResultsFolder) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        put = [pool.submit(results.put_new, "slides/a.parquet", bytes([n])) for n in range(8)]
+        successful = [n for n in range(8) if put[n].result()]
+    assert results.read("slides/a.parquet") == bytes(successful)
+
+
 def test_replace_takes_the_place_of_an_older_file(results: ResultsFolder) -> None:
     results.replace("runs/a.json", b"start")
     results.replace("runs/a.json", b"end")
@@ -48,34 +61,6 @@ def test_preparing_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="cannot be written: Not a directory"):
         ResultsFolder(tmp_path / "file" / "results").prepare()
-
-
-def test_two_runs_cannot_hold_one_folder(results: ResultsFolder) -> None:
-    other = ResultsFolder(results.root)
-    with (
-        results.exclusive(),
-        pytest.raises(ResultsInUseError, match="Another run"),
-        other.exclusive(),
-    ):
-        pass
-    with other.exclusive():
-        pass
-
-
-def test_the_lock_falls_with_its_process_and_its_leftovers_go(results: ResultsFolder) -> None:
-    script = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from cvm_batch.results.folder import ResultsFolder\n"
-        "folder = ResultsFolder(Path(sys.argv[1]))\n"
-        "with folder.exclusive():\n"
-        "    folder._write_beside(b'half a night')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, str(results.root)], check=False)
-    assert killed.returncode == -9
-    assert len(visible(results)) == 2, "the lock file and the unfinished one"
-    with results.exclusive():
-        assert visible(results) == [".lock"]
 
 
 def full_disk(path: Path) -> bool:

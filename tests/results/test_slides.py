@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cvm_batch.errors import CommitError, ResultsError
+from cvm_batch.errors import ResultsError, TakenOverError
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.schemas import SLIDES, Status
@@ -84,8 +84,10 @@ def test_rows_come_back_as_they_were(results: ResultsFolder) -> None:
 
 def test_a_batch_is_committed_once(results: ResultsFolder) -> None:
     commit_slides(results, RUN, 0, [row("a")])
-    with pytest.raises(CommitError):
+    commit_slides(results, RUN, 0, [row("a")])  # as after an answer that was lost
+    with pytest.raises(TakenOverError, match="sealed this one"):
         commit_slides(results, RUN, 0, [row("b")])
+    assert [one["slide_id"] for one in newest_rows(results).to_pylist()] == ["a"]
 
 
 def test_the_newest_row_of_each_slide(results: ResultsFolder) -> None:

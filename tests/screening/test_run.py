@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from cvm_batch.errors import CommitError, ExitCode, ResultsInUseError, UsageErro
 from cvm_batch.model.bundle import Bundle, write_bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import Status
+from cvm_batch.results.sealing import exclusive
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
@@ -377,6 +380,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cvm_batch.model.precision import Precision
+from cvm_batch.results.sealing import exclusive
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 slides, model, out = sys.argv[1:]
@@ -449,7 +453,7 @@ def test_superseded_cells_are_removed_at_the_end(settings: Settings) -> None:
 def test_a_folder_in_use_is_refused(settings: Settings) -> None:
     other = ResultsFolder(settings.out)
     other.prepare()
-    with other.exclusive(), pytest.raises(ResultsInUseError):
+    with exclusive(other, RunName.new(datetime.now(UTC))), pytest.raises(ResultsInUseError):
         run(settings)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cvm_batch.archives.places.disk import DiskPlace
 from cvm_batch.archives.places.files import FileStamp, Listing
+from cvm_batch.remote.addresses import is_remote
 
 
 class OpenFile(Protocol):
@@ -110,6 +111,6 @@ class Place(Protocol):
 def place_of(uri: str) -> Place:
     """The place at a path, or at an address on object storage. Raises UsageError."""
     # Imported here: remote places are `Place`s and know their protocol from this module.
-    from cvm_batch.archives.places.remote import is_remote, remote_place
+    from cvm_batch.archives.places.remote import remote_place
 
     return remote_place(uri) if is_remote(uri) else DiskPlace.of(uri)

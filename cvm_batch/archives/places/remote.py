@@ -7,24 +7,18 @@ that an address holds none and can be shown and stored anywhere.
 from __future__ import annotations
 
 import os
-import random
-import re
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
-
-from fsspec.asyn import sync  # type: ignore[import-untyped]
 
 from cvm_batch.archives.limits import MAX_MEMBERS
 from cvm_batch.archives.places.files import FileStamp, Listing, changed, gone, reading, too_many
 from cvm_batch.archives.places.local_copies import local_copies
-from cvm_batch.archives.places.remote_errors import is_missing, may_pass, refusal
+from cvm_batch.archives.places.remote_errors import refusal
 from cvm_batch.archives.places.remote_stores import (
     AzureStore,
     GoogleStore,
@@ -32,104 +26,39 @@ from cvm_batch.archives.places.remote_stores import (
     S3Store,
     Store,
     WebStore,
-    host_and_key,
 )
 from cvm_batch.errors import ReadError, SlideError, UnsafeArchiveError, UsageError
+from cvm_batch.remote.addresses import WEB, checked_address, host_and_key, scheme_of
+from cvm_batch.remote.asking import Patience, ask
+from cvm_batch.remote.errors import is_missing
 
-
-class _Client(NamedTuple):
-    package: str
-    """What fsspec needs."""
-    extra: str
-    """Of ours, which brings it."""
-    store: Callable[[float], Store]
-
-
-_SCHEMES = {
-    "s3": _Client("s3fs", "s3", S3Store),
-    "gs": _Client("gcsfs", "gs", GoogleStore),
-    "az": _Client("adlfs", "az", AzureStore),
-    "https": _Client("aiohttp", "http", WebStore),
-    "http": _Client("aiohttp", "http", WebStore),
+_STORES: dict[str, Callable[[float], Store]] = {
+    "s3": S3Store,
+    "gs": GoogleStore,
+    "az": AzureStore,
+    "https": WebStore,
+    "http": WebStore,
 }
-_WEB = ("https", "http")
+_PATIENCE = Patience()
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-#: A key on object storage may hold a question mark; one before these begins a signature.
-_SIGNED = re.compile(r"\?(.*&)?(x-amz-|x-goog-|awsaccesskeyid=|sig=|signature=|token=)", re.I)
-
-#: Of bytes a second; a connection that is slower for long is as good as broken.
-_SLOWEST = 32 * 1024
 
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a server is given. With these figures one that hangs costs about 20 s."""
-
-    retries: int = 3
-    first_wait_s: float = 0.5
-    """Before the first retry; thrice as long before each further one."""
-    answer_s: float = 10
-    """To connect, and then for every further byte."""
-    last_retry_s: float = 12
-    """Counted from the first try: no retry begins later."""
-
-    def may_retry(self, tries: int, since: float) -> bool:
-        return tries <= self.retries and time.monotonic() - since < self.last_retry_s
-
-    def wait(self, tries: int) -> None:
-        # By chance a little more or less, so that those who fell together do not come
-        # back together.
-        time.sleep(self.first_wait_s * 3 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
-
-    def limit_s(self, size: int) -> float:
-        """For one request in all, as a server may go on for ever byte by byte."""
-        return 3 * self.answer_s + size / _SLOWEST
-
-
-def is_remote(text: str) -> bool:
-    """Whether ``text`` is an address, not a path. Raises UsageError for schemes unheard of."""
-    match = _SCHEME.match(text)
-    if match is not None and match[1].lower() not in _SCHEMES:
-        raise UsageError(
-            f"Addresses of the kind {match[1]}:// cannot be read: known are "
-            f"{', '.join(f'{scheme}://' for scheme in _SCHEMES)} and paths."
-        )
-    return match is not None
-
-
-def remote_place(uri: str, patience: Patience = Patience()) -> RemotePlace:
+def remote_place(uri: str, patience: Patience = _PATIENCE) -> RemotePlace:
     """The place at an address. Raises UsageError, also where the client is not installed."""
-    scheme = uri.partition("://")[0].lower()
-    host, key = host_and_key(uri)
-    bare = _without_secrets(scheme, host, key)
-    if bare != f"{scheme}://{host}/{key}":
-        raise UsageError(
-            f"{bare.rstrip('/')} was given with a user name, a password, a signature or a query. "
-            "Addresses stand in logs and results: give it without, and the credentials in the "
-            "environment. In names on a web server write ? as %3F and # as %23."
-        )
-    if not host.strip("/"):
-        raise UsageError(f"{uri} names no bucket or host. Write {scheme}://bucket/name.")
+    bare, scheme = checked_address(uri), scheme_of(uri)
+    host, key = host_and_key(bare)
     if scheme == "http" and _host_name(host) not in _LOCAL_HOSTS:
         raise UsageError(f"{uri} would bring images of patients unencrypted. Use https://.")
-    if scheme in _WEB and key.rstrip("/").lower().endswith(".zarr"):
+    if scheme in WEB and key.lower().endswith(".zarr"):
         raise UsageError(
             f"{uri} is a folder, and web servers do not tell what a folder holds. Pack it as "
             ".zarr.zip, or give its address on object storage."
         )
-    client = _SCHEMES[scheme]
-    if find_spec(client.package) is None:
-        raise UsageError(
-            f"{uri} cannot be read: {scheme}:// needs a package that is not installed. Run: "
-            f"pip install 'cvm-batch[{client.extra}]'"
-        )
-    if scheme in _WEB:  # spaces and the like; what is encoded already stays as it is
+    if scheme in WEB:  # spaces and the like; what is encoded already stays as it is
         bare = quote(bare, safe="/%:@!$&'()*+,;=~[]", errors="surrogateescape")
-    return RemotePlace(bare.rstrip("/"), patience)
+    return RemotePlace(bare, patience)
 
 
 @dataclass(frozen=True, order=True)
@@ -138,7 +67,7 @@ class RemotePlace:
 
     uri: str
     """Without credentials and trailing slash; percent-encoded on a web server."""
-    patience: Patience = field(default=Patience(), compare=False, repr=False)
+    patience: Patience = field(default=_PATIENCE, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.uri
@@ -218,11 +147,11 @@ class RemotePlace:
 
     @property
     def _is_web(self) -> bool:
-        return self.uri.partition("://")[0] in _WEB
+        return scheme_of(self.uri) in WEB
 
     @property
     def _store(self) -> Store:
-        return _store(self.uri.partition("://")[0], self.patience, os.getpid())
+        return _store(scheme_of(self.uri), self.patience, os.getpid())
 
     def _kept(self, keep: Callable[[str], bool], deep: bool) -> Iterator[FileStamp]:
         found = 0
@@ -255,29 +184,24 @@ class RemotePlace:
     def _ask(
         self, question: Callable[..., Awaitable[Answer]], *details: Any, size: int = 0
     ) -> Answer:
-        """Ask the server, and again where the cause may pass.
+        """Raises FileNotFoundError, or SlideError."""
 
-        Raises FileNotFoundError, or SlideError.
-        """
-        since, tries = time.monotonic(), 0
-        while True:
-            tries += 1
-            limit_s = self.patience.limit_s(size)
-            try:
-                answer: Answer | None = sync(
-                    self._store.fs.loop, question, self.uri, *details, timeout=limit_s
-                )
-                if answer is not None:  # it is only where the request was cancelled
-                    return answer
-            except SlideError:
-                raise
-            except Exception as error:  # of any of the clients, which need not be installed
-                if is_missing(error):
-                    raise FileNotFoundError(self.uri) from None
-                if not (may_pass(error) and self.patience.may_retry(tries, since)):
-                    # Not chained: clients quote addresses, with the passwords of proxies.
-                    raise refusal(self, error, tries) from None
-            self.patience.wait(tries)
+        def refused(error: Exception, tries: int) -> Exception:
+            if isinstance(error, SlideError):
+                return error
+            if is_missing(error):
+                return FileNotFoundError(self.uri)
+            return refusal(self, error, tries)
+
+        return ask(
+            self._store.fs,
+            question,
+            self.uri,
+            *details,
+            patience=self.patience,
+            refused=refused,
+            size=size,
+        )
 
 
 class RemoteFile:
@@ -321,19 +245,12 @@ class RemoteFile:
 def _store(scheme: str, patience: Patience, pid: int) -> Store:
     """The connections of one process: a child would share its parent's sockets."""
     try:
-        return _SCHEMES[scheme].store(patience.answer_s)
+        return _STORES[scheme](patience.answer_s)
     except Exception as error:  # of any of the clients; their messages may quote credentials
         raise UsageError(
             f"No connection for {scheme}:// can be set up ({type(error).__name__}). Check the "
             "account and the credentials in the environment."
         ) from None
-
-
-def _without_secrets(scheme: str, host: str, key: str) -> str:
-    """The address without user, password, signature, query and fragment."""
-    end = re.search(r"[?#]", key) if scheme in _WEB else _SIGNED.search(key)
-    bare_host = re.split(r"[?#]", host.rpartition("@")[2])[0]
-    return f"{scheme}://{bare_host}/{key[: end.start()] if end else key}"
 
 
 def _host_name(host: str) -> str | None:

@@ -17,6 +17,8 @@ import fsspec  # type: ignore[import-untyped]
 
 from cvm_batch.archives.places.files import FileStamp, changed
 from cvm_batch.errors import BadFormatError, ReadError
+from cvm_batch.remote.addresses import host_and_key
+from cvm_batch.remote.clients import azure_client, google_client, s3_client
 
 _PAGE = 1000
 _MAX_REDIRECTS = 5
@@ -59,13 +61,7 @@ class S3Store:
     is_guarded = True
 
     def __init__(self, answer_s: float) -> None:
-        limits = {"connect_timeout": answer_s, "read_timeout": answer_s}
-        self.fs = fsspec.filesystem(
-            "s3",
-            skip_instance_cache=True,
-            config_kwargs={**limits, "retries": {"max_attempts": 0}},
-        )
-        self.fs.retries = 1
+        self.fs = s3_client(answer_s)
 
     async def stamp(self, uri: str) -> FileStamp:
         bucket, key = host_and_key(uri)
@@ -119,7 +115,7 @@ class GoogleStore:
     is_guarded = True
 
     def __init__(self, answer_s: float) -> None:
-        self.fs = fsspec.filesystem("gs", skip_instance_cache=True, requests_timeout=3 * answer_s)
+        self.fs = google_client(answer_s)
 
     async def stamp(self, uri: str) -> FileStamp:
         bucket, key = host_and_key(uri)
@@ -178,7 +174,7 @@ class AzureStore:
     is_guarded = True
 
     def __init__(self, answer_s: float) -> None:
-        self.fs = fsspec.filesystem("az", skip_instance_cache=True)
+        self.fs = azure_client()
         self._once = {
             "retry_total": 0,
             "connection_timeout": answer_s,
@@ -305,12 +301,6 @@ class WebStore:
             answer.release()
             at = _redirected(uri, at, to)
         raise ReadError(f"{uri} redirects more than {_MAX_REDIRECTS} times. Check the server.")
-
-
-def host_and_key(uri: str) -> tuple[str, str]:
-    """Bucket, container or host, and what comes behind it."""
-    host, _, key = uri.partition("://")[2].partition("/")
-    return host, key
 
 
 def _bucket_and_prefix(uri: str) -> tuple[str, str]:

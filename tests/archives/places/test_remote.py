@@ -13,7 +13,7 @@ import pytest
 
 from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.places.place import place_of
-from cvm_batch.archives.places.remote import Patience, RemotePlace, is_remote, remote_place
+from cvm_batch.archives.places.remote import RemotePlace, remote_place
 from cvm_batch.archives.places.remote_errors import refusal
 from cvm_batch.errors import (
     BadFormatError,
@@ -23,6 +23,8 @@ from cvm_batch.errors import (
     UnsafeArchiveError,
     UsageError,
 )
+from cvm_batch.remote.addresses import is_remote
+from cvm_batch.remote.asking import Patience
 from tests.archives.object_store import (
     HASTE,
     S3,
@@ -408,7 +410,7 @@ def test_images_of_patients_travel_encrypted(host: str) -> None:
 
 
 def test_a_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvm_batch.archives.places.remote.find_spec", lambda _: None)
+    monkeypatch.setattr("cvm_batch.remote.addresses.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'cvm-batch\[gs\]'"):
         place_of("gs://bucket/slide.zip")
 

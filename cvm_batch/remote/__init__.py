@@ -1,0 +1,1 @@
+"""Object storage and web servers, as far as slides and results share them."""
