@@ -17,9 +17,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cvm_batch.model.architecture import Architecture, Backbone
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY_GROUP
-from cvm_batch.model.network import Architecture, Backbone, CvmCervix
+from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.model.registry import MODELS_VARIABLE
 

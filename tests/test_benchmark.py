@@ -19,9 +19,10 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from cvm_batch.cpus import usable_cpus
+from cvm_batch.model.architecture import CVM_CERVIX
 from cvm_batch.model.backends.choosing import Backend, openvino_installed
 from cvm_batch.model.bundle import Bundle, reference_probabilities
-from cvm_batch.model.network import CVM_CERVIX, tile_gflop
+from cvm_batch.model.network import tile_gflop
 from cvm_batch.model.precision import Precision, choose_precision
 from tests.conftest import CLASSES, coloured_tiles
 
@@ -250,7 +251,7 @@ def test_end_to_end(tmp_path: Path, tiny_bundle: Bundle) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["backend"], found["precision"]) == ("torch-eager", choose_precision(CPU))
+    assert (found["backend"], found["precision"]) == ("torch-eager", choose_precision(CPU.type))
     for run in ("2 x zarr", "5 x zarr", "2 x jpeg", "5 x jpeg"):
         before, after = found[f"{run}: engine_before_and_after"]
         speed = found[f"{run}: end_to_end_tiles_per_second"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
@@ -18,6 +21,12 @@ from cvm_batch.isolation import Done, run_isolated
 
 #: Listing half a million files on a busy share takes minutes, not more.
 _TIMEOUT_SECONDS = 600.0
+#: Slides that a worker is given at once: handing over a tiny one takes longer than opening it.
+_AT_ONCE = 8
+#: Threads that ask for files' stamps: of a share or a store, most of that time is waiting.
+_ASKING = 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +41,62 @@ class Description:
 
 
 def describe_all(
-    addresses: Iterable[SlideAddress], options: OpenOptions, *, jobs: int | None = None
+    addresses: Iterable[SlideAddress],
+    options: OpenOptions,
+    *,
+    jobs: int | None = None,
+    at_once: int = _AT_ONCE,
 ) -> Iterator[Description]:
     """Describe slides, several at once, in the order given.
 
-    A slide that crashes or hangs its reader has that as its error. Raises UsageError.
+    ``at_once``: slides that a worker is given together. A slide that crashes or hangs its reader
+    has that as its error. Raises UsageError.
     """
     outcomes = run_isolated(
-        partial(_describe, options=options),
-        addresses,
+        partial(_describe_some, options=options),
+        _some_at_once(addresses, at_once),
         jobs=jobs or usable_cpus(),
         timeout=_TIMEOUT_SECONDS,
-        name=lambda address: address.uri,
+        name=lambda some: some[0].uri,
     )
     with closing(outcomes):
         for outcome in outcomes:
             if isinstance(outcome, Done):
-                yield outcome.result
-            elif isinstance(outcome.error, SlideError):
-                # The reader crashed or hung; listing the slide's files needs no decoder.
-                address, error = outcome.item, outcome.error
-                yield Description(
-                    address=address, error=error, identity=_identity(address, options)
-                )
-            else:
+                yield from outcome.result
+            elif not isinstance(outcome.error, SlideError):
                 raise outcome.error
+            elif len(outcome.item) > 1:
+                # One of them crashed or hung the reader: each again, alone.
+                yield from describe_all(outcome.item, options, jobs=jobs, at_once=1)
+            else:
+                (address,) = outcome.item
+                # Listing the slide's files needs no decoder.
+                identity = _identity(address, options)
+                yield Description(address=address, error=outcome.error, identity=identity)
+
+
+def identities(addresses: Iterable[SlideAddress], options: OpenOptions) -> Iterator[str | None]:
+    """Identities of slides, in the order given, by their files' stamps: no slide is opened.
+
+    None where not even the files can be listed.
+    """
+
+    def of_some(some: Sequence[SlideAddress]) -> list[str | None]:
+        return [_identity(address, options) for address in some]
+
+    with ThreadPoolExecutor(_ASKING, "identify") as pool:
+        for found in pool.map(of_some, _some_at_once(addresses, _AT_ONCE)):
+            yield from found
+
+
+def _some_at_once(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    left = iter(items)
+    while some := tuple(islice(left, size)):
+        yield some
+
+
+def _describe_some(addresses: Sequence[SlideAddress], *, options: OpenOptions) -> list[Description]:
+    return [_describe(address, options) for address in addresses]
 
 
 def _describe(address: SlideAddress, options: OpenOptions) -> Description:

@@ -48,14 +48,15 @@ def plan(
     The time is estimated from the newest finished run in --out with the same bundle and
     precision.
     """
-    from cvm_batch.model.engine import default_device
     from cvm_batch.model.precision import Precision, choose_precision
     from cvm_batch.model.registry import find_bundle
     from cvm_batch.results.slides import History
+    from cvm_batch.screening.executor import hardware_here
     from cvm_batch.screening.plan import make_plan, plan_slides
 
     bundle, results = find_bundle(model), ResultsFolder(out)
-    chosen = choose_precision(default_device(), Precision(precision) if precision else None)
+    wanted = Precision(precision) if precision else None
+    chosen = choose_precision(hardware_here().device_type, wanted)
     planner = partial(
         plan_slides,
         bundle=bundle,

@@ -8,6 +8,8 @@
 
 The sentinels' probabilities are those of the weights as stored, run in fp32: so a device
 can be judged against them whatever its precision, also where the weights are fp16.
+
+Reading a bundle loads no PyTorch, so that a run plans, and starts its replicas, without it.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
 
 from cvm_batch.errors import BundleDigestError, BundleError, BundleNotFoundError
-from cvm_batch.model.network import Architecture, CvmCervix, tile_gflop
+from cvm_batch.model.architecture import Architecture
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+    from cvm_batch.model.network import CvmCervix
 
 SCHEMA_VERSION = 1
 SPEC_FILE = "bundle.json"
@@ -91,7 +96,9 @@ class BundleSpec:
         }
 
     def tile_gflop(self) -> float:
-        """Arithmetic of one tile; takes a third of a second to count."""
+        """Arithmetic of one tile; takes a third of a second to count, and loads PyTorch."""
+        from cvm_batch.model.network import tile_gflop
+
         side = self.preprocessing.input_px
         return tile_gflop(self.architecture, len(self.class_names), side)
 
@@ -144,6 +151,10 @@ class Bundle:
 
         Raises BundleError where the weights do not fit the architecture.
         """
+        from safetensors.torch import load_file
+
+        from cvm_batch.model.network import CvmCervix
+
         try:
             network = CvmCervix(self.spec.architecture, len(self.spec.class_names))
             weights = load_file(self.path / WEIGHTS_FILE)
@@ -212,6 +223,10 @@ def write_bundle(
     The weights are stored in ``spec.precision``. ``sentinel_tiles`` is uint8 [n, h, w, 3].
     Raises BundleError where ``path`` exists, or a weight does not fit fp16.
     """
+    from safetensors.torch import save_file
+
+    from cvm_batch.model.network import CvmCervix
+
     if path.exists():
         raise BundleError(f"{path} exists already. Name another folder, or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +261,8 @@ def reference_probabilities(
     network: CvmCervix, preprocessing: Preprocessing, tiles: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """Probabilities [n, classes] of uint8 tiles [n, h, w, 3], in fp32 on the CPU."""
+    import torch
+
     device = torch.device("cpu")
     with torch.inference_mode():
         images = preprocessing.normalise(preprocessing.resize(tiles, device), torch.float32)

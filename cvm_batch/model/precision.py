@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cvm_batch.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Precision(StrEnum):
@@ -17,6 +20,8 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
+        import torch  # here: a plan names precisions and computes nothing
+
         return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self]
 
     @property
@@ -25,19 +30,19 @@ class Precision(StrEnum):
         return {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.05}[self]
 
 
-def choose_precision(device: torch.device, wanted: Precision | None = None) -> Precision:
-    """fp16 on GPUs, bf16 on CPUs that are faster in it, else fp32; ``wanted`` wins.
+def choose_precision(device_type: str, wanted: Precision | None = None) -> Precision:
+    """fp16 on GPUs (``cuda``), bf16 on CPUs that are faster in it, else fp32; ``wanted`` wins.
 
     Raises UsageError for fp16 on a CPU, which has no arithmetic for it.
     """
-    if wanted is Precision.FP16 and device.type == "cpu":
+    if wanted is Precision.FP16 and device_type == "cpu":
         raise UsageError(
             "Precision fp16 needs a GPU, and this replica runs on a CPU: "
             "use --precision bf16 or fp32, or leave the choice to cvm-batch."
         )
     if wanted is not None:
         return wanted
-    if device.type == "cuda":
+    if device_type == "cuda":
         return Precision.FP16
     return Precision.BF16 if cpu_prefers_bf16() else Precision.FP32
 
@@ -49,6 +54,7 @@ def cpu_prefers_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     twice, but Intel's AVX-512 without AMX (also where a virtual machine hides it) half
     (docs/decisions/0014).
     """
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in cpuinfo.read_text()
+    told = cpuinfo.read_text()
+    first = re.search(r"^flags\s*:(.*)$", told, re.MULTILINE)
+    flags = first[1].split() if first else []  # none is told on ARM
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in told)

@@ -10,22 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from cvm_batch.tiles import Tiles
+
+if TYPE_CHECKING:  # a plan reads bundles and needs no network
+    import torch
+    from torch import Tensor
 
 #: Part of the result key: raise it when the same tile would give another input.
 PREPROCESSING_VERSION = 2
 
 #: Brings uint8 tiles [n, h, w, 3] to a device.
-Upload = Callable[[NDArray[np.uint8]], Tensor]
+Upload = Callable[[NDArray[np.uint8]], "Tensor"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,6 +78,8 @@ class Preprocessing:
         it. ``upload`` brings tiles of one size to the device, each call's in memory of its
         own.
         """
+        import torch
+
         if device.type == "cpu":
             return self._resize_on_cpu(tiles)
         upload = upload or (lambda block: torch.from_numpy(block).to(device))
@@ -95,11 +98,15 @@ class Preprocessing:
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (images / 255 - mean) / std of uint8 [n, 3, s, s] in ``dtype``."""
+        import torch
+
         scale, shift = (value.to(images.device) for value in self.scale_and_shift())
         return torch.addcmul(shift, images.float(), scale).to(dtype)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Float32 [3, 1, 1] each: one multiply-add normalises, instead of three passes."""
+        import torch
+
         std = torch.tensor(self.std).view(3, 1, 1)
         mean = torch.tensor(self.mean).view(3, 1, 1)
         return 1 / (255 * std), -mean / std
@@ -107,6 +114,8 @@ class Preprocessing:
     def _resize_on_cpu(self, tiles: Tiles) -> Tensor:
         """Pillow's own: PyTorch's kernel for uint8 is four times as fast, and two grey levels
         off once in some million values (docs/decisions/0014)."""
+        import torch
+
         side = self.input_px
         out = np.empty((len(tiles), side, side, 3), np.uint8)
         for image, tile in zip(out, tiles, strict=True):
@@ -119,6 +128,9 @@ class Preprocessing:
 
     def resize_there(self, tiles: Tensor) -> Tensor:
         """Return uint8 [n, 3, s, s] of tiles [n, h, w, 3], on the device where they are."""
+        import torch
+        from torch.nn import functional
+
         images = tiles.permute(0, 3, 1, 2)
         size = (self.input_px, self.input_px)
         if images.shape[2:] == size:

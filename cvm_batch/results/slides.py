@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import pyarrow as pa
@@ -70,7 +70,7 @@ def commit_slides(
 
     Raises CommitError, and TakenOverError where another run has put its seal there.
     """
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SLIDES)
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=SLIDES)
     if not results.put_new(run.slides_batch(number), parquet_bytes(table)):
         raise TakenOverError(
             f"Another run took over {results} and sealed this one, {run.run_id}, so that "
@@ -94,6 +94,9 @@ class Settled:
     detail: str | None
 
 
+_COMPLETE = Settled(Status.COMPLETE, None, None)
+
+
 class History:
     """What earlier runs settled, by (slide_id, result_key)."""
 
@@ -101,25 +104,34 @@ class History:
         self, settled: Mapping[tuple[str, str], Settled], failed: Collection[str] = ()
     ) -> None:
         self._settled = settled
+        self._slides = frozenset(slide for slide, _ in settled)
         self._failed = frozenset(failed)
 
     @classmethod
     def read(cls, results: ResultsFolder) -> History:
         """Read all rows of the slides table. Raises ResultsError where one is damaged."""
-        columns = ["slide_id", "result_key", "status", "reason", "detail", "finished_at"]
+        names = ["slide_id", "result_key", "status", "reason", "detail"]
         settled: dict[tuple[str, str], Settled] = {}
         newest: dict[str, str] = {}
-        for row in _read(results, columns).sort_by("finished_at").to_pylist():
-            newest[row["slide_id"]] = row["status"]
-            key = (row["slide_id"], row["result_key"])
+        table = _read(results, [*names, "finished_at"]).sort_by("finished_at")
+        columns = (table[name].to_pylist() for name in names)
+        for slide_id, result_key, status, reason, detail in zip(*columns, strict=True):
+            newest[slide_id] = status
+            key = (slide_id, result_key)
             known = settled.get(key)
-            if row["result_key"] is None or (known and known.status is Status.COMPLETE):
+            if result_key is None or (known and known.status is Status.COMPLETE):
                 continue
-            if row["reason"] in PASSING_REASONS:
+            if reason in PASSING_REASONS:
                 settled.pop(key, None)
+            elif status == Status.COMPLETE:
+                settled[key] = _COMPLETE
             else:
-                settled[key] = Settled(Status(row["status"]), row["reason"], row["detail"])
+                settled[key] = Settled(Status(status), reason, detail)
         return cls(settled, [slide for slide, is_ in newest.items() if is_ != Status.COMPLETE])
+
+    def knows(self, slide_id: str) -> bool:
+        """Whether anything stands of the slide, under whatever key."""
+        return slide_id in self._slides
 
     def failed(self, slide_id: str) -> bool:
         """Whether the slide's newest row is not complete."""

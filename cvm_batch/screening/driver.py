@@ -19,11 +19,11 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
 )
 from cvm_batch.screening.plan import Plan
-from cvm_batch.screening.replica import ReplicaSpec, versions
 from cvm_batch.screening.rows import RunContext, slide_row
 from cvm_batch.screening.summary import Progress
+from cvm_batch.screening.versions import versions
 from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
-from cvm_batch.screening.work import ReplicaInfo, SlideSource
+from cvm_batch.screening.work import ReplicaInfo, ReplicaSpec, SlideSource
 
 #: Seconds without a single replica until the run is given up.
 _START_TIMEOUT = 600.0

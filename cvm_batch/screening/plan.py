@@ -1,19 +1,21 @@
 """The plan: which slides there are, what is done already, and what is to be classified.
 
-Planning reads listings and metadata, never pixels.
+Planning reads listings and metadata, never pixels. Of a slide that an earlier run settled it
+looks at the files' stamps alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
-from cvm_batch.archives.describing import Description, describe_all
+from cvm_batch.archives.describing import Description, describe_all, identities
 from cvm_batch.archives.discovery import Ignored, discover
 from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.archives.tables.slides import ListedSlide, Preparation
@@ -64,7 +66,7 @@ class Plan:
         """Slides that this run is to end, one way or another."""
         return len(self.slides) + len(self.failed)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         return sum(slide.info.tiles for slide in self.slides if slide.info is not None)
 
@@ -101,28 +103,30 @@ def plan_slides(
     history: History,
     options: OpenOptions,
     retry: bool = False,
+    work_waits: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Tell what is to be classified from what is done, and what cannot even be opened.
 
-    ``retry``: take up what is not complete, for whatever reason, and nothing else. Raises
-    UsageError.
+    ``retry``: take up what is not complete, for whatever reason, and nothing else.
+    ``work_waits`` is called once it is known that some slides are not settled yet, before they
+    are opened, which takes the longest. Raises UsageError.
     """
-    slides, failed, settled = [], [], []
-    descriptions = describe_all((slide.address for slide in listed_slides), options)
-    for listed, description in zip(listed_slides, descriptions, strict=True):
-        planned = _planned(listed, description, bundle, precision, options)
-        key = planned.result_key
-        stands = history.settled(planned.slide_id, key) if key else None
-        if retry:
-            if not history.failed(planned.slide_id):
-                continue
-            stands = None
-        if stands is not None:
-            settled.append(SettledSlide(planned.slide_id, stands))
-        elif planned.failure is not None:
-            failed.append(planned)
-        else:
-            slides.append(planned)
+    keys = _Keys(bundle, precision, options)
+    if retry:
+        settled = []
+        left = [slide for slide in listed_slides if history.failed(slide.slide_id)]
+    else:
+        settled = list(_settled(listed_slides, history, keys))
+        done = {slide.slide_id for slide in settled}
+        left = [slide for slide in listed_slides if slide.slide_id not in done]
+    if left:
+        work_waits()
+    slides: list[PlannedSlide] = []
+    failed: list[PlannedSlide] = []
+    descriptions = describe_all((slide.address for slide in left), options)
+    for listed, description in zip(left, descriptions, strict=True):
+        planned = _planned(listed, description, keys)
+        (failed if planned.failure else slides).append(planned)
     slides.sort(key=lambda slide: (-slide.priority, -slide.info.tiles if slide.info else 0))
     return Plan(
         slides=tuple(slides),
@@ -131,44 +135,51 @@ def plan_slides(
     )
 
 
-def result_key(
-    slide_identity: str,
-    address: SlideAddress,
-    bundle: Bundle,
-    precision: Precision,
-    options: OpenOptions,
-) -> str:
-    """Digest of all that decides a slide's result; the backend is recorded, not keyed."""
-    decisive = {
-        "slide_identity": slide_identity,
-        # A manifest that is corrected may turn a failure into a result, or the reverse.
-        "sha256": address.sha256,
-        "cells_expected": address.cells_expected,
-        "opening": options.decisive(),
-        "bundle": bundle.digest,
-        "preprocessing": PREPROCESSING_VERSION,
-        "precision": str(precision),
-        "results": SCHEMA_VERSION,
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+class _Keys:
+    """Result keys: digests of all that decides a slide's result. The backend is recorded, not
+    keyed."""
+
+    def __init__(self, bundle: Bundle, precision: Precision, options: OpenOptions) -> None:
+        self.options = options
+        self._of_all_slides = {
+            "opening": options.decisive(),
+            "bundle": bundle.digest,
+            "preprocessing": PREPROCESSING_VERSION,
+            "precision": str(precision),
+            "results": SCHEMA_VERSION,
+        }
+
+    def key(self, slide_identity: str, address: SlideAddress) -> str:
+        decisive = self._of_all_slides | {
+            "slide_identity": slide_identity,
+            # A manifest that is corrected may turn a failure into a result, or the reverse.
+            "sha256": address.sha256,
+            "cells_expected": address.cells_expected,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _planned(
-    listed: ListedSlide,
-    description: Description,
-    bundle: Bundle,
-    precision: Precision,
-    options: OpenOptions,
-) -> PlannedSlide:
-    key = description.identity and result_key(
-        description.identity, listed.address, bundle, precision, options
-    )
+def _settled(
+    slides: Sequence[ListedSlide], history: History, keys: _Keys
+) -> Iterator[SettledSlide]:
+    """Those that an earlier run dealt with, and that have not changed since."""
+    known = [slide for slide in slides if history.knows(slide.slide_id)]
+    found = identities((slide.address for slide in known), keys.options)
+    for slide, identity in zip(known, found, strict=True):
+        if identity is not None:
+            stands = history.settled(slide.slide_id, keys.key(identity, slide.address))
+            if stands is not None:
+                yield SettledSlide(slide.slide_id, stands)
+
+
+def _planned(listed: ListedSlide, description: Description, keys: _Keys) -> PlannedSlide:
+    identity = description.identity
     return PlannedSlide(
         slide_id=listed.slide_id,
         address=listed.address,
         info=description.info,
         failure=Failure.of(description.error) if description.error else None,
-        result_key=key,
+        result_key=identity and keys.key(identity, listed.address),
         priority=listed.priority,
         preparation=listed.preparation,
         further=listed.further,

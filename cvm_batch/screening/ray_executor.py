@@ -13,6 +13,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -29,8 +31,7 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
     hardware_here,
 )
-from cvm_batch.screening.replica import Replica, ReplicaSpec
-from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo
+from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo, ReplicaSpec
 
 # A hospital's cluster calls nobody: off unless somebody has switched it on. Ray reads
 # its settings on import.
@@ -52,6 +53,9 @@ class ReplicaActor:
     """A replica in a process of its own."""
 
     def start(self, spec: ReplicaSpec) -> ReplicaInfo:
+        # PyTorch is loaded in the actor alone, not in the driver that names its class.
+        from cvm_batch.screening.replica import Replica
+
         # Not in __init__: an error there would arrive as the actor's death, without its type.
         self._replica = Replica(spec)
         return self._replica.info()
@@ -103,6 +107,10 @@ class RayExecutor:
         self._lost_already: list[Event] = []
         self._next_replica = 0
         self._asked_at = 0.0
+        # Ray's own processes are killed when the thread ends that started them (PR_SET_PDEATHSIG):
+        # so this one is kept until all is over.
+        self._starter = ThreadPoolExecutor(1, "start Ray")
+        self._starting: Future[None] | None = None
 
     def hardware(self) -> Hardware:
         if self._address is None:
@@ -114,7 +122,13 @@ class RayExecutor:
             return Hardware("cuda", math.ceil(gpus))
         return Hardware("cpu", sum(share.cpus for share in shares))
 
+    def prepare(self) -> None:
+        # A Ray of one's own takes some seconds to come up, mostly of waiting.
+        self._starting = self._starter.submit(self._connect)
+
     def start(self, spec: ReplicaSpec) -> None:
+        if self._starting is not None:
+            self._starting.result()
         self._connect()
         self._spec = spec
         for share in _shares(ray.nodes(), self._wanted):
@@ -143,9 +157,12 @@ class RayExecutor:
         self._lost_already.append(self._lost(_Call(replica, _Kind.LEASE), detail, Loss.HUNG))
 
     def close(self) -> None:
+        if self._starting is not None:
+            wait_for([self._starting])
         for replica in list(self._actors):
             self._remove(replica)
         ray.shutdown()
+        self._starter.shutdown()
 
     def _connect(self) -> None:
         if ray.is_initialized():

@@ -5,55 +5,27 @@ from __future__ import annotations
 import platform
 import threading
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 
 import torch
 
-import cvm_batch
 from cvm_batch.archives.formats import open_archive
-from cvm_batch.archives.opening import OpenOptions
-from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleDigestError, RunAbortedError
-from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import load_bundle
 from cvm_batch.model.engine import Classified, default_device
-from cvm_batch.model.precision import Precision
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import RunName
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
 from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.tally import PartTally
-from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
+from cvm_batch.screening.versions import versions
+from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec
 
 #: Batches handed to each lane of the engine ahead of the one being counted: one runs, one
 #: waits.
 _BATCHES_AHEAD = 2
-_LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "ray", "timm", "zarr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplicaSpec:
-    """All that a replica needs to start. Paths, not weights: it reads them itself."""
-
-    bundle: Path
-    bundle_digest: str
-    precision: Precision
-    backend: Backend
-    batch_size: int | None
-    """None: the engine's own choice."""
-    results: Path | str
-    run: RunName
-    opening: OpenOptions = field(default_factory=OpenOptions)
-    threads: int = field(default_factory=usable_cpus)
-    """CPU threads for the model and, as many again, for decoding; the executor's to set."""
 
 
 class Replica:
@@ -96,7 +68,7 @@ class Replica:
             batch_size=self._engine.batch_size,
             lanes=self._engine.lanes,
             sentinel_difference=self._engine.sentinel_difference,
-            versions=versions(),
+            versions={**versions(), "torch": torch.__version__},  # with its build: 2.15.0+cu132
         )
 
     def classify(self, lease: Lease) -> list[PartOutcome]:
@@ -146,20 +118,6 @@ class Replica:
         self._decoders.shutdown(cancel_futures=True)
         self._engine.close()
         self._shelf.close()
-
-
-@cache
-def versions() -> Mapping[str, str]:
-    """Versions of all that decides a result: this package, Python, the libraries."""
-    found = {
-        "cvm_batch": cvm_batch.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,  # with its build, as 2.15.0+cu132
-    }
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):  # LocalExecutor runs without Ray
-            found[name] = version(name)
-    return found
 
 
 def _name_of(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -11,11 +12,10 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import starmap
 
-import torch
-
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CommitError, CvmBatchError, ExitCode
+from cvm_batch.isolation import Done, run_isolated
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
@@ -31,12 +31,15 @@ from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
-from cvm_batch.screening.executor import Executor, Hardware, LocalExecutor
+from cvm_batch.screening.executor import Executor, Hardware
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
-from cvm_batch.screening.replica import ReplicaSpec
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
+from cvm_batch.screening.work import ReplicaSpec
+
+#: Loading PyTorch from a cold disk may take long, but not for ever.
+_COUNTING_SECONDS = 600.0
 
 
 def run(
@@ -63,6 +66,8 @@ def run(
 
 def _executor(settings: Settings) -> Executor:
     if settings.executor is ExecutorKind.LOCAL:
+        from cvm_batch.screening.local_executor import LocalExecutor
+
         return LocalExecutor()
     from cvm_batch.screening.ray_executor import RayExecutor
 
@@ -88,8 +93,7 @@ class _Run:
         self._name = name
         self._executor = executor
         hardware = executor.hardware()
-        device = torch.device(hardware.device_type)
-        self._precision = choose_precision(device, settings.precision)
+        self._precision = choose_precision(hardware.device_type, settings.precision)
         self._planner = partial(
             plan_slides,
             bundle=bundle,
@@ -98,7 +102,8 @@ class _Run:
             options=settings.opening(bundle.spec),
             retry=settings.retry,
         )
-        plan = make_plan(settings.inputs, self._planner)
+        planner = partial(self._planner, work_waits=executor.prepare)
+        plan = make_plan(settings.inputs, planner)
         self._planned = self._ended = self._clock.now()
         work = _work(plan, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
@@ -263,11 +268,23 @@ class _Run:
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:
     return Work(
         tiles=plan.tiles,
-        # Counting takes a third of a second: not for a run that finds all done.
-        gflop=spec.tile_gflop() if plan.tiles else 0.0,
+        gflop=partial(_tile_gflop, spec),
         device_type=hardware.device_type,
         processors=hardware.processors,
     )
+
+
+def _tile_gflop(spec: BundleSpec) -> float:
+    """Counted in another process, unless PyTorch is loaded here already: the driver lives all
+    night, and needs none."""
+    if "torch" in sys.modules:
+        return spec.tile_gflop()
+    outcomes = run_isolated(BundleSpec.tile_gflop, [spec], jobs=1, timeout=_COUNTING_SECONDS)
+    with closing(outcomes):
+        (outcome,) = outcomes
+    if not isinstance(outcome, Done):
+        raise outcome.error
+    return outcome.result
 
 
 def _iso(seconds: float) -> str:

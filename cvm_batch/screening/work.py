@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.opening import OpenOptions
+from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import Reason, SlideError
+from cvm_batch.model.backends.choosing import Backend
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.layout import RunName
 from cvm_batch.results.schemas import Status
 
 #: Faulty tiles whose details a row's sentence quotes.
@@ -134,6 +140,23 @@ class PartOutcome:
     tops_file: str | None = None
     seconds: float = 0.0
     """Of decoding threads and the device together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec:
+    """All that a replica needs to start. Paths, not weights: it reads them itself."""
+
+    bundle: Path
+    bundle_digest: str
+    precision: Precision
+    backend: Backend
+    batch_size: int | None
+    """None: the engine's own choice."""
+    results: Path | str
+    run: RunName
+    opening: OpenOptions = field(default_factory=OpenOptions)
+    threads: int = field(default_factory=usable_cpus)
+    """CPU threads for the model and, as many again, for decoding; the executor's to set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from cvm_batch.errors import UsageError
-from cvm_batch.model.network import CVM_CERVIX_MINI, Architecture
+from cvm_batch.model.architecture import CVM_CERVIX_MINI, Architecture
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.splits import DEFAULT_SHARES

@@ -91,7 +91,7 @@ class _Measured:
     """Of the engine, tiles/s, as last seen: after one run is before the next."""
 
     def __post_init__(self) -> None:
-        precision = choose_precision(default_device(), self.wanted)
+        precision = choose_precision(default_device().type, self.wanted)
         self.engine = start_engine(
             self.bundle, precision=precision, backend=self._backend(precision)
         )
@@ -142,7 +142,7 @@ class _Measured:
 
     def _backend(self, precision: Precision) -> Backend:
         """What a run of that many tiles chooses."""
-        hardware, gflop = hardware_here(), self.bundle.spec.tile_gflop()
+        hardware, gflop = hardware_here(), self.bundle.spec.tile_gflop
         work = Work(len(self.tiles), gflop, hardware.device_type, hardware.processors)
         return choose_backend(work, precision)
 

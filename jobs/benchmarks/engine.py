@@ -125,9 +125,10 @@ def _chosen(
     device: torch.device, wanted: Precision | None, gflop: float
 ) -> tuple[Backend, Precision]:
     """What a night's run would use on this machine."""
-    precision = choose_precision(device, wanted)
+    precision = choose_precision(device.type, wanted)
     processors = 1 if device.type == "cuda" else usable_cpus()
-    return choose_backend(Work(_LONG_RUN, gflop, device.type, processors), precision), precision
+    work = Work(_LONG_RUN, lambda: gflop, device.type, processors)
+    return choose_backend(work, precision), precision
 
 
 def _heading(figures: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.model.network import Architecture, CvmCervix
+from cvm_batch.model.architecture import Architecture
+from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 
 _MATRIX = 4096

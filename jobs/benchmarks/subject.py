@@ -10,10 +10,12 @@ import torch
 
 from benchmarks.reporting import made_tiles
 from cvm_batch.cpus import usable_cpus
+from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Backbone
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES, PRIMARY_GROUP, cervical_groups
-from cvm_batch.model.network import CVM_CERVIX, CvmCervix
+from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
+from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.model.registry import find_bundle
 
 
@@ -22,19 +24,34 @@ def bundle_to_measure(model: str | None, folder: Path) -> Bundle:
     with random weights: speed does not depend on them."""
     if model is not None:
         return find_bundle(model)
+    return _random_bundle(folder / "bundle", "cvm-cervix (random weights)", CVM_CERVIX, 224)
+
+
+def smallest_bundle(folder: Path) -> Bundle:
+    """A new bundle in ``folder`` for what is measured around the network: 0.4 M random weights,
+    input of 32 px."""
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    architecture = Architecture(
+        cnn=Backbone(name="test_resnet"),
+        vt=Backbone(name="deit_tiny_patch16_224", args=sizes),
+        hidden=64,
+    )
+    return _random_bundle(folder / "bundle", "smallest (random weights)", architecture, 32)
+
+
+def _random_bundle(path: Path, name: str, architecture: Architecture, side: int) -> Bundle:
     torch.manual_seed(0)
     spec = BundleSpec(
-        name="cvm-cervix (random weights)",
-        architecture=CVM_CERVIX,
+        name=name,
+        architecture=architecture,
+        preprocessing=Preprocessing(input_px=side),
         class_names=CVM_CERVIX_CLASSES,
         groups=cervical_groups(CVM_CERVIX_CLASSES),
         primary_group=PRIMARY_GROUP,
         precision=Precision.FP16,
     )
-    network = CvmCervix(CVM_CERVIX, len(CVM_CERVIX_CLASSES))
-    return write_bundle(
-        folder / "bundle", spec, network, made_tiles(8, None), card="# Random weights"
-    )
+    network = CvmCervix(architecture, len(CVM_CERVIX_CLASSES))
+    return write_bundle(path, spec, network, made_tiles(8, None), card="# Random weights")
 
 
 def device_name(device: torch.device) -> str:

@@ -66,7 +66,7 @@ def tar(tmp_path: Path, *parts: bytes, end: bytes = END) -> Path:
 
 def contents(path: Path) -> Mapping[str, bytes]:
     """As our reader gives them."""
-    with closing(TarMembers(DiskPlace(path))) as members:
+    with closing(TarMembers(DiskPlace.of(path))) as members:
         return {name: members.read(position) for position, name in enumerate(members.names)}
 
 

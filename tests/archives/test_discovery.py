@@ -268,7 +268,7 @@ class TestFormats:
     def test_a_path_that_no_format_takes_is_bad_format(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").touch()
         for path in (tmp_path, tmp_path / "notes.txt"):
-            assert recognise(DiskPlace(path)) is None
+            assert recognise(DiskPlace.of(path)) is None
             with pytest.raises(BadFormatError, match="is no slide archive: known are zarr"):
                 open_at(path)
 
@@ -287,8 +287,8 @@ class TestFormats:
         assert identity_at(path) == damaged
 
     def test_an_archive_deleted_while_it_is_opened_is_a_changed_input(self, tmp_path: Path) -> None:
-        known = recognise(DiskPlace(write_zip(tmp_path / "slide.zip", TILES)))
+        known = recognise(DiskPlace.of(write_zip(tmp_path / "slide.zip", TILES)))
         (tmp_path / "slide.zip").unlink()
         assert known is not None
         with pytest.raises(InputChangedError, match="is gone"):
-            known.open(Opening(place=DiskPlace(tmp_path / "slide.zip")))
+            known.open(Opening(place=DiskPlace.of(tmp_path / "slide.zip")))

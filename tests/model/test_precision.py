@@ -9,7 +9,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model import precision
 from cvm_batch.model.precision import Precision, choose_precision
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = "cpu", "cuda"
 
 
 def test_gpus_run_fp16() -> None:
@@ -34,21 +34,18 @@ def test_cpus_run_bf16_where_it_is_faster(
     ],
 )
 def test_instructions_for_bf16_are_not_always_fast(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    amx: bool,
-    avx512_bf16: bool,
-    vendor: str,
-    faster: bool,
+    tmp_path: Path, amx: bool, avx512_bf16: bool, vendor: str, faster: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    flags = "fpu sse2" + " avx512_bf16" * avx512_bf16 + " amx_bf16 amx_tile" * amx
+    told = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n\n"
+    (tmp_path / "cpuinfo").write_text(2 * told)
     assert precision.cpu_prefers_bf16(tmp_path / "cpuinfo") is faster
 
 
-def test_this_cpu_answers() -> None:
-    assert isinstance(precision.cpu_prefers_bf16(), bool)
+def test_this_cpu_is_told_as_pytorch_tells_it() -> None:
+    amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    expected = torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
+    assert precision.cpu_prefers_bf16() == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def test_this_cpu_answers() -> None:
     [(GPU, "fp32"), (GPU, "bf16"), (GPU, "fp16"), (CPU, "fp32"), (CPU, "bf16")],
     ids=str,
 )
-def test_what_is_wanted_wins(device: torch.device, wanted: str) -> None:
+def test_what_is_wanted_wins(device: str, wanted: str) -> None:
     assert choose_precision(device, Precision(wanted)) == wanted
 
 

@@ -21,9 +21,9 @@ from cvm_batch.screening.dispatcher import Dispatcher
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.plan import Plan, PlannedSlide
-from cvm_batch.screening.replica import ReplicaSpec
 from cvm_batch.screening.summary import Progress
 from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
+from cvm_batch.screening.work import ReplicaSpec
 from tests.simulation.world import (
     CLASSES,
     DriverKilled,

@@ -25,8 +25,15 @@ from cvm_batch.screening.executor import (
     ReplicaProgress,
     ReplicaReady,
 )
-from cvm_batch.screening.replica import ReplicaSpec
-from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, ReplicaInfo
+from cvm_batch.screening.work import (
+    Failure,
+    Lease,
+    Loss,
+    Part,
+    PartOutcome,
+    ReplicaInfo,
+    ReplicaSpec,
+)
 
 CLASSES = 11
 
@@ -124,6 +131,9 @@ class SimulatedExecutor:
 
     def hardware(self) -> Hardware:
         return Hardware("cpu", self._night.replicas)
+
+    def prepare(self) -> None:
+        pass
 
     def start(self, spec: ReplicaSpec) -> None:
         for _ in range(self._night.replicas):

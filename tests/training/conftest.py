@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cvm_batch.model.network import Architecture
+from cvm_batch.model.architecture import Architecture
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.recipe import ClassWeighting, Recipe, Schedule

@@ -198,8 +198,9 @@ def _room_for(count: int, tile: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 def is_image(name: str) -> bool:
     """Whether a member is a tile, by its name."""
     *folders, last = name.split("/")
-    hidden = any(part.startswith(".") for part in (*folders, last)) or "__MACOSX" in folders
-    return not hidden and PurePath(last).suffix.lower() in IMAGE_SUFFIXES
+    if PurePath(last).suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    return not any(part.startswith(".") for part in (*folders, last)) and "__MACOSX" not in folders
 
 
 def together(
@@ -273,18 +274,14 @@ def _is_image_folder(place: Place) -> bool:
     """
     if not place.is_folder():
         return False
-    table = folders = False
     children = place.children()
     if are_slides({child.name for child in children}):
         return False
-    for child in children:
-        if child.is_folder():
-            folders = True
-        elif is_image(child.name):
-            return True
-        else:
-            table = table or child.name in INSIDE_NAMES
-    return table and not folders
+    # By name first: a folder of thousands of slides is not to be looked at one by one for that.
+    if any(is_image(child.name) and not child.is_folder() for child in children):
+        return True
+    table = any(child.name in INSIDE_NAMES and not child.is_folder() for child in children)
+    return table and not any(child.is_folder() for child in children)
 
 
 def _is_packed(*suffixes: str) -> Callable[[Place], bool]:

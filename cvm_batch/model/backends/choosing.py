@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
@@ -25,6 +26,9 @@ _OPENVINO_PAYS = 4_000
 #: GFLOP per GPU from which a minute or two of Inductor pay, by the published ratio of
 #: compiled to eager (1.6) at some 10,000 tiles/s eager. Not measured by us yet.
 _COMPILING_PAYS = 3e7
+#: GFLOP of a tile for CVM-Cervix in full size. Where that would be too little work to prepare
+#: for, a network's own need not be counted, which loads PyTorch.
+_FULL_SIZE_GFLOP = 11.6
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,19 @@ class Work:
     """What waits for the devices of a run."""
 
     tiles: int
-    gflop: float
-    """Of one tile."""
+    gflop: Callable[[], float]
+    """Counts that of one tile; called where it may decide."""
     device_type: str
     """``cuda`` or ``cpu``."""
     processors: int
     """GPUs, or CPUs where there are none, of all replicas together."""
 
-    @property
-    def gflop_each(self) -> float:
-        return self.tiles * self.gflop / max(1, self.processors)
+    def pays(self, least_gflop: float) -> bool:
+        """Whether each processor has more than that to do."""
+        tiles_each = self.tiles / max(1, self.processors)
+        if tiles_each * _FULL_SIZE_GFLOP <= least_gflop:
+            return False
+        return tiles_each * self.gflop() > least_gflop
 
 
 def choose_backend(work: Work, precision: Precision, wanted: Backend | None = None) -> Backend:
@@ -54,8 +61,8 @@ def choose_backend(work: Work, precision: Precision, wanted: Backend | None = No
     if wanted is not None:
         return wanted
     if work.device_type == "cuda":
-        return Backend.COMPILED if work.gflop_each > _COMPILING_PAYS else Backend.EAGER
-    if work.gflop_each > _OPENVINO_PAYS and openvino_installed():
+        return Backend.COMPILED if work.pays(_COMPILING_PAYS) else Backend.EAGER
+    if openvino_installed() and work.pays(_OPENVINO_PAYS):
         return Backend.OPENVINO
     return Backend.EAGER
 

@@ -38,7 +38,7 @@ def start_engine(
     wrongly, and UsageError.
     """
     device = device or default_device()
-    precision = choose_precision(device, precision)
+    precision = choose_precision(device.type, precision)
     threads = threads or usable_cpus()
     guard = SentinelGuard(bundle.sentinels(), precision, str(backend))
     if device.type == "cuda":

@@ -148,7 +148,7 @@ class TestEveryKind:
 
     def test_parts_of_members(self, tmp_path: Path) -> None:
         path = write_tar_members(tmp_path / "slide.tar", {"a": b"0123456789", "b": b"x"})
-        with closing(TarMembers(DiskPlace(path))) as members:
+        with closing(TarMembers(DiskPlace.of(path))) as members:
             assert members.read_at(0, 3, 4) == b"3456"
             assert members.read_at(0, 8, 100) == b"89"
             assert members.read_at(0, 20, 5) == b""

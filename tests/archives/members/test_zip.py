@@ -202,7 +202,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_cut_off(tmp_path: Path) -
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 24, 1000)
     path.write_bytes(data)
-    members = ZipMembers(DiskPlace(path))
+    members = ZipMembers(DiskPlace.of(path))
     with pytest.raises(ChecksumMismatchError, match="CRC-32"):
         members.read(0)
     members.close()
@@ -229,7 +229,7 @@ def test_a_huge_list_of_members_is_not_read(tmp_path: Path) -> None:
 
 
 def test_an_io_error_is_not_taken_for_damage(slide: Cells, tmp_path: Path) -> None:
-    members = ZipMembers(DiskPlace(write_zip(tmp_path / "slide.zip", slide.tiles)))
+    members = ZipMembers(DiskPlace.of(write_zip(tmp_path / "slide.zip", slide.tiles)))
     descriptor = members._file._open().number
     kept = os.dup(descriptor)
     os.close(descriptor)  # as a network drive that went away

@@ -45,7 +45,7 @@ def test_a_file_replaced_under_its_name_stays_whole(path: Path) -> None:
 
 
 def test_one_that_is_not_as_listed_does_not_open(path: Path) -> None:
-    place = DiskPlace(path)
+    place = DiskPlace.of(path)
     listed = place.stamp()
     place.open(listed).close()
     os.utime(path, ns=(1, 1))
@@ -100,6 +100,6 @@ def test_one_that_cannot_be_opened_is_a_read_error(tmp_path: Path) -> None:
 
 def test_a_place_is_told_by_its_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    assert DiskPlace.of("slide.tar") == DiskPlace(path)
-    assert DiskPlace(path).sibling("a/b") == DiskPlace(path.parent / "a" / "b")
-    assert DiskPlace(path.parent).child("slide.tar") == DiskPlace(path)
+    assert DiskPlace.of("slide.tar") == DiskPlace.of(path)
+    assert DiskPlace.of(path).sibling("a/b") == DiskPlace.of(path.parent / "a" / "b")
+    assert DiskPlace.of(path.parent).child("slide.tar") == DiskPlace.of(path)

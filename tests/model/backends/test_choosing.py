@@ -11,7 +11,7 @@ FULL_SIZE = 11.6
 
 
 def work(tiles: int, *, device: str = "cpu", processors: int = 2) -> Work:
-    return Work(tiles=tiles, gflop=FULL_SIZE, device_type=device, processors=processors)
+    return Work(tiles=tiles, gflop=lambda: FULL_SIZE, device_type=device, processors=processors)
 
 
 @pytest.fixture(params=[True, False], ids=["openvino", "bare"])
@@ -33,6 +33,20 @@ def test_more_cpus_need_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "openvino_installed", lambda: True)
     assert choose_backend(work(2_000, processors=2), Precision.FP32) is Backend.OPENVINO
     assert choose_backend(work(2_000, processors=64), Precision.FP32) is Backend.EAGER
+
+
+def test_small_networks_are_counted_where_it_may_matter() -> None:
+    tiles = 10_000
+    small = Work(tiles=tiles, gflop=lambda: 0.1, device_type="cpu", processors=2)
+    assert choose_backend(small, Precision.FP32) is Backend.EAGER
+
+
+def test_little_work_is_not_counted() -> None:
+    def count() -> float:
+        raise AssertionError("counting loads PyTorch")
+
+    few = Work(tiles=100, gflop=count, device_type="cpu", processors=2)
+    assert choose_backend(few, Precision.FP32) is Backend.EAGER
 
 
 def test_gpus_compile_for_long_nights_alone() -> None:

@@ -5,8 +5,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cvm_batch.model.architecture import CVM_CERVIX_MINI
 from cvm_batch.model.backends.classifier import Classifier, folded
-from cvm_batch.model.network import CVM_CERVIX_MINI, CvmCervix
+from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.preprocessing import Preprocessing
 
 

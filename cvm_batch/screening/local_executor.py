@@ -1,0 +1,97 @@
+"""Replicas in the driver's own process."""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cvm_batch.cpus import usable_cpus
+from cvm_batch.errors import CvmBatchError, RunAbortedError
+from cvm_batch.screening.executor import Event, Hardware, LeaseDone, ReplicaReady, hardware_here
+from cvm_batch.screening.work import Lease, ReplicaSpec
+
+if TYPE_CHECKING:  # a run that finds all done needs no PyTorch
+    import torch
+
+    from cvm_batch.screening.replica import Replica
+
+
+class LocalExecutor:
+    """Replicas in this process: one per GPU, or one on the CPU."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._replicas: dict[int, Replica] = {}
+        # Threads are made as they are needed: two a replica.
+        self._pool = ThreadPoolExecutor(64, thread_name_prefix="lease")
+        self._events: queue.Queue[Event | BaseException] = queue.Queue()
+
+    def hardware(self) -> Hardware:
+        return hardware_here()
+
+    def prepare(self) -> None:
+        # Some seconds of imports, while slides are looked at in other processes.
+        self._pool.submit(import_module, "cvm_batch.screening.replica")
+
+    def start(self, spec: ReplicaSpec) -> None:
+        import torch
+
+        gpus = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
+        devices = gpus or [torch.device("cpu")]
+        share = replace(spec, threads=max(1, usable_cpus() // len(devices)))
+        for number, device in enumerate(devices):
+            self._pool.submit(self._start_replica, number, share, device)
+
+    def submit(self, replica: int, lease: Lease) -> None:
+        self._pool.submit(self._classify, replica, lease)
+
+    def wait(self, timeout: float) -> list[Event]:
+        events: list[Event] = []
+        try:
+            while True:
+                event = self._events.get(timeout=0 if events else timeout)
+                if isinstance(event, BaseException):
+                    raise _abort(event) from event
+                events.append(event)
+        except queue.Empty:
+            return events
+
+    def end(self, replica: int, detail: str) -> None:
+        raise RunAbortedError(
+            f"The replica in this process hangs: {detail}. What was committed stays; submit "
+            "again to go on. With --executor ray a replica that hangs is replaced."
+        )
+
+    def close(self) -> None:
+        for replica in self._replicas.values():
+            replica.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start_replica(self, number: int, spec: ReplicaSpec, device: torch.device) -> None:
+        from cvm_batch.screening.replica import Replica
+
+        try:
+            self._replicas[number] = Replica(spec, device=device)
+            self._events.put(ReplicaReady(number, self._replicas[number].info()))
+        except BaseException as error:
+            self._events.put(error)
+
+    def _classify(self, number: int, lease: Lease) -> None:
+        try:
+            outcomes = self._replicas[number].classify(lease)
+            self._events.put(LeaseDone(number, lease.number, outcomes))
+        except BaseException as error:
+            self._events.put(error)
+
+
+def _abort(error: BaseException) -> CvmBatchError:
+    if isinstance(error, CvmBatchError):
+        return error
+    return RunAbortedError(
+        f"The replica in this process failed: {error!r}. What was committed stays; "
+        "submit again to go on. With --executor ray a failed replica is replaced."
+    )

@@ -1,0 +1,126 @@
+"""Plans: what is left to do, in which order, and which slides are not even opened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvm_batch.archives.opening import PLAIN
+from cvm_batch.errors import NoSlidesError, Reason
+from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.schemas import Status
+from cvm_batch.results.slides import History, Settled
+from cvm_batch.screening.plan import Plan, PlannedSlide, SettledSlide, make_plan
+from tests.archives.making import write_zip
+from tests.conftest import coloured_tiles
+
+NAMES = [f"slide-{number:02d}.zip" for number in range(20)]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for number, name in enumerate(NAMES):
+        write_zip(folder / name, coloured_tiles(range(1 + number)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(slides: Path, tiny_bundle: Bundle) -> Plan:
+    """Of the first night."""
+    return plan(slides, tiny_bundle, History({}))
+
+
+def plan(slides: Path, bundle: Bundle, history: History, **options: Any) -> Plan:
+    precision = options.pop("precision", Precision.FP32)
+    return make_plan([str(slides)], bundle, precision, history, PLAIN, **options)
+
+
+def history_of(plan: Plan, status: Status = Status.COMPLETE) -> History:
+    """As if all that was planned had ended so."""
+    reason = None if status is Status.COMPLETE else Reason.BAD_FORMAT
+    ended = Settled(status, reason, None)
+    settled = {(slide.slide_id, str(slide.result_key)): ended for slide in plan.slides}
+    failed = [] if status is Status.COMPLETE else [slide.slide_id for slide in plan.slides]
+    return History(settled, failed)
+
+
+def ids(slides: Sequence[PlannedSlide | SettledSlide]) -> list[str]:
+    return [slide.slide_id for slide in slides]
+
+
+def test_the_largest_go_first(first: Plan) -> None:
+    assert ids(first.slides) == NAMES[::-1]
+    assert first.tiles == sum(range(1, len(NAMES) + 1))
+
+
+def test_what_is_done_is_not_opened(
+    slides: Path, tmp_path: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    copied = shutil.copytree(slides, tmp_path / "copied")
+    for path in copied.iterdir():  # unreadable now, and by its stamp as it was
+        status = path.stat()
+        path.write_bytes(status.st_size * b"x")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = plan(copied, tiny_bundle, history_of(first))
+    assert ids(again.settled) == NAMES
+    assert again.slide_count == 0
+
+
+def test_what_changed_is_opened(
+    slides: Path, tmp_path: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    copied = shutil.copytree(slides, tmp_path / "copied")
+    os.utime(copied / NAMES[3], ns=(0, 0))
+    (copied / NAMES[5]).write_bytes(b"damaged")
+    (copied / NAMES[7]).unlink()
+    again = plan(copied, tiny_bundle, history_of(first))
+    assert (ids(again.slides), ids(again.failed)) == ([NAMES[3]], [NAMES[5]])
+    assert set(ids(again.settled)) == set(NAMES) - {NAMES[3], NAMES[5], NAMES[7]}
+
+
+def test_another_precision_is_another_result(
+    slides: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    again = plan(slides, tiny_bundle, history_of(first), precision=Precision.BF16)
+    assert len(again.slides) == len(NAMES)
+
+
+def test_retry_takes_what_failed_and_nothing_else(
+    slides: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    assert plan(slides, tiny_bundle, history_of(first), retry=True).slide_count == 0
+    failed = history_of(first, Status.FAILED)
+    assert ids(plan(slides, tiny_bundle, failed).settled) == NAMES
+    assert ids(plan(slides, tiny_bundle, failed, retry=True).slides) == NAMES[::-1]
+
+
+def test_replicas_are_prepared_for_where_there_is_work(
+    slides: Path, tmp_path: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    told: list[str] = []
+    plan(slides, tiny_bundle, history_of(first), work_waits=lambda: told.append("done"))
+    assert not told
+    write_zip(tmp_path / "new.zip", coloured_tiles(range(3)))
+    plan(tmp_path, tiny_bundle, history_of(first), work_waits=lambda: told.append("new"))
+    assert told == ["new"]
+
+
+def test_nothing_there_is_an_error(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    with pytest.raises(NoSlidesError, match="No slides found"):
+        make_plan([str(tmp_path)], tiny_bundle, Precision.FP32, History({}), PLAIN)
+
+
+@pytest.mark.parametrize("executor", ["ray_executor", "local_executor"])
+def test_planning_loads_no_pytorch(executor: str) -> None:
+    modules = f"cvm_batch.screening.run, cvm_batch.screening.{executor}"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
