@@ -25,6 +25,7 @@ from cvm_batch.errors import CvmBatchError
 _COMMANDS = {
     "end-to-end": "Archives on disk -> Parquet, against the bare engine (the default).",
     "engine": "Tiles in memory -> probabilities, beside peers; without Ray, zarr or OpenSlide.",
+    "query": "Results of a made-up night -> answers, whole commands and within one process.",
     "archives": "Archives on disk -> tiles in memory, against the decoders alone.",
     "driver": "What one driver costs: per slide, per lease, in memory, at its start.",
 }

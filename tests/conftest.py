@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY
 from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.model.registry import MODELS_VARIABLE
+
+if TYPE_CHECKING:
+    from tests.results.nights import Night
 
 # Before anything starts Ray or imports huggingface_hub: no test reports usage or downloads.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -94,6 +98,14 @@ def tiny_bundle(
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     sentinels = coloured_tiles(range(CLASSES), seed=1)
     return write_bundle(path, tiny_spec, tiny_network, sentinels, card="# tiny\n")
+
+
+@pytest.fixture(scope="session")
+def night(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Night:
+    """Results of two runs, with a slide of every kind. Copy the folder before changing it."""
+    from tests.results.nights import make_night
+
+    return make_night(tmp_path_factory.mktemp("night"), tiny_bundle)
 
 
 def coloured_tiles(

@@ -24,6 +24,9 @@ from cvm_batch.model.backends.choosing import Backend, openvino_installed
 from cvm_batch.model.bundle import Bundle, reference_probabilities
 from cvm_batch.model.network import tile_gflop
 from cvm_batch.model.precision import Precision, choose_precision
+from cvm_batch.results.reading import Results
+from cvm_batch.results.verifying import verify_results
+from cvm_batch.results.worklist import Worklist
 from tests.conftest import CLASSES, coloured_tiles
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +35,7 @@ sys.path.append(str(ROOT / "jobs"))
 from benchmarks.contest import Stage, contest  # noqa: E402
 from benchmarks.contestants import Contestant, Ready, contestants  # noqa: E402
 from benchmarks.engine import engine  # noqa: E402
+from benchmarks.query import query  # noqa: E402
 from benchmarks.rooflines import bound, kernels_of, published_peaks  # noqa: E402
 from benchmarks.standings import table  # noqa: E402
 
@@ -88,7 +92,7 @@ def test_the_bare_machine_is_bare(tmp_path: Path, package: str) -> None:
 def test_help_needs_none_of_them(tmp_path: Path) -> None:
     done = run_bare(tmp_path, [SCRIPT, "--help"])
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("end-to-end", "engine", "archives"))
+    assert all(name in done.stdout for name in ("end-to-end", "engine", "query", "archives"))
 
 
 def test_every_backend_and_precision_takes_part() -> None:
@@ -256,3 +260,23 @@ def test_end_to_end(tmp_path: Path, tiny_bundle: Bundle) -> None:
         before, after = found[f"{run}: engine_before_and_after"]
         speed = found[f"{run}: end_to_end_tiles_per_second"]
         assert found[f"{run}: share_of_engine"] == pytest.approx(2 * speed / (before + after))
+
+
+def test_made_up_results_are_like_real_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    asked = ["--slides", "45", "--cells", "2000", "--rounds", "1", "--keep", str(folder), "--json"]
+    ended = CliRunner().invoke(query, asked)
+    assert ended.exit_code == 0, ended.output
+    figures = json.loads(ended.output)
+    assert 0 < figures["open, Worklist.read, s"] < figures["command worklist, s"]
+    found = verify_results(folder)
+    assert found.findings == ()
+    assert (found.runs, found.slides) == (1, 45)
+    assert 0 < found.cells <= 2000
+    with Results(folder) as results:
+        worklist = Worklist.read(results)
+        (tops,) = results.query("SELECT max(length(png::VARCHAR)) AS n FROM tops")["n"].to_pylist()
+    assert tops > 100
+    assert len(worklist.entries) == 45
+    assert worklist.quality_control
+    assert 0 < sum(entry.negative for entry in worklist.ranked) < len(worklist.ranked)

@@ -11,7 +11,9 @@ import pytest
 from cvm_batch.cli import cli
 from cvm_batch.errors import ExitCode, Reason
 from cvm_batch.model.bundle import Bundle
+from cvm_batch.results.reading import Results, View
 from cvm_batch.results.schemas import SLIDES, TOPS, cells_schema
+from cvm_batch.results.worklist import Worklist
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from tests.archives import making
@@ -19,6 +21,7 @@ from tests.screening.test_run import flip_byte_in_member, tiles
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FROM_WORKLIST = re.compile(r"`(FROM worklist\(.*?\))`")
 
 
 def section(title: str) -> str:
@@ -73,7 +76,8 @@ def night(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Path
 
 
 def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", section("Read them"), re.S)
+    sections = section("Questions to the results"), section("Read them without cvm-batch")
+    return re.findall(rf"```{language}\n(.*?)```", "".join(sections), re.S)
 
 
 def test_the_duckdb_query_runs(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +96,19 @@ def test_the_python_snippets_run(
         exec(compile(snippet, "README.md", "exec"), {})
     told = capsys.readouterr().out
     assert "checksum_mismatch" in told
+    assert "1 c.zip" in told or "1 a.zip" in told
+
+
+def test_every_view_and_list_is_explained(night: Path) -> None:
+    views = {*columns_of("Questions to the results")}
+    assert views == {*View}
+    lists = columns_of("The worklist")
+    with Results(night / "results") as results:
+        read = Worklist.read(results)
+        columns = results.table("slide_classes").column_names
+        assert results.query(FROM_WORKLIST.findall(README)[0]).num_rows == 3
+    assert [name for name in lists if isinstance(getattr(read, name), list)] == lists
+    assert [entry.list for entry in read.entries] == ["ranked", "ranked", "failed"]
+    told = re.search(r"one per slide and class: (.*) \|", README)
+    assert told
+    assert re.findall(r"`(\w+)`", told[1]) == columns

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"remote"},
     "screening": {"model", "archives", "results"},
     "training": {"model", "archives", "results"},
-    "cli": {"model", "archives", "results", "screening", "training"},
+    "cli": {"remote", "model", "archives", "results", "screening", "training"},
     "jobs": {"model", "archives", "results", "screening", "training"},
 }
 IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py"}

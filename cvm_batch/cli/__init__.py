@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.abc import MetaPathFinder
 
 import click
 
 import cvm_batch
+from cvm_batch.cli.console import printable
 from cvm_batch.cli.demo import demo
 from cvm_batch.cli.export import export
 from cvm_batch.cli.inspect import inspect
 from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
 from cvm_batch.cli.plan import plan
+from cvm_batch.cli.query import query
 from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
 from cvm_batch.cli.submit import submit
 from cvm_batch.cli.train import train
 from cvm_batch.cli.verify import verify
+from cvm_batch.cli.worklist import worklist
 from cvm_batch.errors import CvmBatchError, ExitCode
 
 
@@ -41,13 +45,24 @@ def cli() -> None:
 
 _RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
+_RESULTS = (worklist, query)
 _MODELS = (models, train, export)
-for command in (*_RUNS, *_SLIDES, *_MODELS):
+for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
     cli.add_command(command)
+
+
+class _WithoutPandas(MetaPathFinder):
+    """pyarrow imports pandas where it is installed: a second in which nothing is answered."""
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("No command needs pandas.", name=fullname)
 
 
 def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
+    if sys.argv[1:2] in (["query"], ["worklist"]):
+        sys.meta_path.insert(0, _WithoutPandas())
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:  # a second Ctrl-C
@@ -58,6 +73,6 @@ def main() -> None:
         error.show()
         code = ExitCode.USAGE
     except CvmBatchError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(str(error))}", err=True)
         code = error.exit_code
     sys.exit(code)

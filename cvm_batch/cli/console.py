@@ -30,4 +30,6 @@ def print_json(value: Any) -> None:
 
 def printable(text: str) -> str:
     """``text`` on one line; slide names may hold newlines and control characters."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

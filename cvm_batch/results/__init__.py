@@ -6,5 +6,26 @@
       tops/run_date=YYYY-MM-DD/<run_id>/<part>.parquet      the most suspicious cells' tiles
       runs/<run_id>.json                                    the run's manifest
 
-Only this package writes there. README.md explains every column.
+Only this package writes there. README.md explains every column. Read it again with `open`:
+
+    with cvm_batch.results.open("results/") as results:
+        print(results.table("slides"))
 """
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cvm_batch.results.reading import Results
+
+
+def open(results: str | os.PathLike[str]) -> Results:  # noqa: A001
+    """The tables of a results folder, or of a URL that fsspec knows: see `reading.Results`.
+
+    Raises ResultsError where it holds no run.
+    """
+    from cvm_batch.results.reading import Results  # DuckDB is not needed to write results
+
+    return Results(results)

@@ -57,6 +57,7 @@ SLIDES = pa.schema(
         pa.field("counts_at_least", _COUNTS),
         pa.field("group_counts_at_least", _COUNTS),
         pa.field("slide_score", pa.float64()),
+        pa.field("top_classes", _COUNTS),
         pa.field("adequacy", pa.string(), nullable=False),
         pa.field("confidence_mean", pa.float64()),
         pa.field("brightness_mean", pa.float64()),
@@ -93,6 +94,9 @@ def cells_schema(classes: int) -> pa.Schema:
         [*_CELL, pa.field("probabilities", pa.list_(pa.float32(), classes), nullable=False)]
     )
 
+
+#: Cells of bundles with any number of classes, as they are read.
+CELLS = pa.schema([*_CELL, pa.field("probabilities", pa.list_(pa.float32()), nullable=False)])
 
 #: The most suspicious cells of a part, with the tile as a PNG file.
 TOPS = pa.schema([*_CELL, pa.field("png", pa.binary(), nullable=False)])

@@ -46,6 +46,7 @@ class SlideRow:
     counts_at_least: Mapping[str, int] | None
     group_counts_at_least: Mapping[str, int | None] | None
     slide_score: float | None
+    top_classes: Mapping[str, int] | None = None
     adequacy: Adequacy = Adequacy.NOT_ASSESSED
     confidence_mean: float | None
     brightness_mean: float | None

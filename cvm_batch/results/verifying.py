@@ -21,7 +21,7 @@ from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
 
 #: Columns that tables of an earlier schema version lack.
-_LATER = frozenset(("priority", "preparation", "listed", "padded"))
+_LATER = frozenset(("priority", "preparation", "listed", "padded", "top_classes"))
 
 
 @dataclass(frozen=True)

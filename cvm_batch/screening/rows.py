@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from math import sqrt
 
 from cvm_batch.archives.archive import Integrity
@@ -84,6 +86,7 @@ def slide_row(
         counts_at_least=counts if status is Status.INCOMPLETE else None,
         group_counts_at_least=groups if status is Status.INCOMPLETE else None,
         slide_score=_score(outcomes) if complete else None,
+        top_classes=None if failed else _top_classes(context.bundle, outcomes),
         confidence_mean=quality.confidence,
         brightness_mean=quality.brightness,
         brightness_std=quality.brightness_std,
@@ -132,11 +135,21 @@ def _group_counts(bundle: Bundle, counts: Mapping[str, int]) -> dict[str, int | 
     }
 
 
+def _tops(outcomes: Sequence[PartOutcome]) -> list[tuple[float, int]]:
+    """Primary-group probability and class of the slide's most suspicious cells."""
+    found = (zip(o.top_scores, o.top_classes, strict=True) for o in outcomes)
+    return sorted(chain.from_iterable(found), key=lambda top: -top[0])[:TOP_CELLS]
+
+
 def _score(outcomes: Sequence[PartOutcome]) -> float | None:
     """Mean primary-group probability of the slide's most suspicious cells."""
-    scores = sorted((s for outcome in outcomes for s in outcome.top_scores), reverse=True)
-    top = scores[:TOP_CELLS]
-    return sum(top) / len(top) if top else None
+    scores = [score for score, _ in _tops(outcomes)]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _top_classes(bundle: Bundle, outcomes: Sequence[PartOutcome]) -> dict[str, int] | None:
+    names = bundle.spec.class_names
+    return dict(Counter(names[class_] for _, class_ in _tops(outcomes))) or None
 
 
 @dataclass(frozen=True)

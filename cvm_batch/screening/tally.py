@@ -133,6 +133,7 @@ class PartTally:
             missing=self._missing,
             fault_details=tuple(self._fault_details),
             top_scores=tuple(_score(row) for row, _ in self._tops),
+            top_classes=tuple(int(row.probabilities[0].argmax()) for row, _ in self._tops),
             quality=self._quality,
             integrity=self.integrity,
             cells_file=cells_file,

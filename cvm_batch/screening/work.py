@@ -134,6 +134,8 @@ class PartOutcome:
     """What was wrong with the first few of them."""
     top_scores: tuple[float, ...] = ()
     """Primary-group probabilities of the most suspicious cells, at most TOP_CELLS."""
+    top_classes: tuple[int, ...] = ()
+    """Their most probable classes, places in the bundle's order."""
     quality: QualitySums = field(default_factory=QualitySums)
     integrity: str | None = None
     cells_file: str | None = None

@@ -10,9 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cvm_batch
 from benchmarks.processes import submit
-from cvm_batch.cli.demo import MODEL, SLIDES
 
+MODEL = "cvm-cervix-mini-cric6"
+SLIDES = Path(cvm_batch.__file__).parent / "assets" / "demo" / "slides"
 _EXECUTORS = ("ray", "local")
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cvm_batch.model.network import (
+from cvm_batch.model.architecture import (
     CVM_CERVIX,
     CVM_CERVIX_MINI,
     Architecture,
     Backbone,
-    CvmCervix,
-    parameter_count,
 )
+from cvm_batch.model.network import CvmCervix, parameter_count
 
 CLASSES = 11
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import History, Settled
-from cvm_batch.screening.plan import Plan, PlannedSlide, SettledSlide, make_plan
+from cvm_batch.screening.plan import Plan, PlannedSlide, SettledSlide, make_plan, plan_slides
 from tests.archives.making import write_zip
 from tests.conftest import coloured_tiles
 
@@ -40,8 +41,8 @@ def first(slides: Path, tiny_bundle: Bundle) -> Plan:
 
 
 def plan(slides: Path, bundle: Bundle, history: History, **options: Any) -> Plan:
-    precision = options.pop("precision", Precision.FP32)
-    return make_plan([str(slides)], bundle, precision, history, PLAIN, **options)
+    given = {"bundle": bundle, "precision": Precision.FP32, "history": history, "options": PLAIN}
+    return make_plan([str(slides)], partial(plan_slides, **given | options))
 
 
 def history_of(plan: Plan, status: Status = Status.COMPLETE) -> History:
@@ -116,7 +117,7 @@ def test_replicas_are_prepared_for_where_there_is_work(
 
 def test_nothing_there_is_an_error(tmp_path: Path, tiny_bundle: Bundle) -> None:
     with pytest.raises(NoSlidesError, match="No slides found"):
-        make_plan([str(tmp_path)], tiny_bundle, Precision.FP32, History({}), PLAIN)
+        plan(tmp_path, tiny_bundle, History({}))
 
 
 @pytest.mark.parametrize("executor", ["ray_executor", "local_executor"])

@@ -76,13 +76,15 @@ def test_parts_add_up_in_whatever_order_they_came(tiny_bundle: Bundle) -> None:
     assert row.seconds == 2.0
 
 
-def test_the_score_is_the_mean_of_the_twenty_highest(tiny_bundle: Bundle) -> None:
+def test_the_score_and_classes_are_of_the_twenty_highest(tiny_bundle: Bundle) -> None:
+    low = tuple(n / 100 for n in range(20, 0, -1))
     parts = [
-        outcome(0, 4, {5: 4}, top_scores=tuple(n / 100 for n in range(20, 0, -1))),
-        outcome(4, 8, {5: 4}, top_scores=(0.9, 0.8)),
+        outcome(0, 4, {5: 4}, top_scores=low, top_classes=(*[5] * 18, 0, 0)),
+        outcome(4, 8, {5: 4}, top_scores=(0.9, 0.8), top_classes=(3, 5)),
     ]
-    expected = (0.9 + 0.8 + sum(n / 100 for n in range(20, 2, -1))) / 20
-    assert row_of(tiny_bundle, parts).slide_score == pytest.approx(expected)
+    row = row_of(tiny_bundle, parts)
+    assert row.slide_score == pytest.approx((0.9 + 0.8 + sum(low[:18])) / 20)
+    assert row.top_classes == {"HSIL": 1, "NILM": 19}
 
 
 def test_the_reason_does_not_depend_on_who_answered_first(tiny_bundle: Bundle) -> None:

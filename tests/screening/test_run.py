@@ -176,6 +176,8 @@ def test_the_score_and_the_top_cells(settings: Settings) -> None:
         assert sorted((p for top in tops for p in top["p_primary"].to_pylist()), reverse=True)[
             :20
         ] == pytest.approx(primary[:20])
+        by_suspicion = sorted(cells(settings, row), key=lambda cell: -cell["p_primary"])
+        assert row["top_classes"] == Counter(cell["class"] for cell in by_suspicion[:20])
 
 
 def test_the_same_again_classifies_nothing(settings: Settings) -> None:

@@ -69,6 +69,7 @@ def test_counts_quality_and_rows(files: PartFiles, results: ResultsFolder) -> No
     assert found.class_counts == (2, 0, 2)
     assert (found.classified, found.unreadable) == (4, 0)
     assert found.top_scores == pytest.approx((0.9, 0.8, 0.2, 0.1))
+    assert found.top_classes == (0, 0, 2, 2)
     assert found.quality.brightness == 10 + 11 + 12 + 13
     assert found.quality.brightness_squared == 100 + 121 + 144 + 169
     assert found.quality.focus == 0

@@ -1,0 +1,233 @@
+"""A results folder as tables: Arrow and DuckDB over what runs have committed so far.
+
+DuckDB opens no file here. It sees Arrow data sets, which read a folder or object storage
+alike, so that its own way to files can be shut: no query reads anything else, or writes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import resources
+from types import TracebackType
+from typing import Protocol, Self
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from cvm_batch.errors import PASSING_REASONS, ResultsError, UsageError
+from cvm_batch.results.location import files_below, location
+from cvm_batch.results.runs import read_runs
+from cvm_batch.results.schemas import CELLS, SLIDES, TOPS
+
+_FORMAT = ds.ParquetFileFormat()
+_READS = frozenset((duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN))
+#: The slide whose newest row names a cells or tops file.
+_OF_SLIDE = pa.field("of_slide", pa.string())
+
+
+class View(StrEnum):
+    """What can be asked for; README.md explains the columns."""
+
+    SLIDES = "slides"
+    """The newest row of each slide."""
+    SLIDES_ALL = "slides_all"
+    """Every row: one per slide and run."""
+    SLIDE_CLASSES = "slide_classes"
+    """One row per slide and class, of the newest rows."""
+    CELLS = "cells"
+    """Cells of the newest rows; those of superseded attempts are left out."""
+    TOPS = "tops"
+    """The most suspicious cells of each part, with their tiles; likewise."""
+    RUNS = "runs"
+    """The manifests of runs."""
+
+
+class NamesFiles(Protocol):
+    """A slide and the files that hold its cells, such as `worklist.Entry`."""
+
+    @property
+    def slide_id(self) -> str: ...
+    @property
+    def cells_files(self) -> Sequence[str]: ...
+    @property
+    def tops_files(self) -> Sequence[str]: ...
+
+
+class Results:
+    """What the runs of one results folder have committed when it is opened, or asked first.
+
+    Reads while a run writes: files appear whole and are never changed. Not safe for several
+    threads at once. Every method raises ResultsError where a file is damaged or gone.
+    """
+
+    def __init__(self, results: str | os.PathLike[str]) -> None:
+        """A folder, or a URL that fsspec knows. Raises ResultsError where it holds no run."""
+        self._filesystem, self._root = location(results)
+        with self._told("slides"):
+            slides = files_below(self._filesystem, f"{self._root}/slides", ".parquet")
+            runs = files_below(self._filesystem, f"{self._root}/runs", ".json")
+        if not slides and not runs:
+            raise ResultsError(
+                f"{results} holds no runs. Give the folder that was --out of a submit."
+            )
+        self._spill = tempfile.TemporaryDirectory(prefix="cvm-batch-query-")
+        self._connection = _connect(self._spill.name)
+        self._register("slides_all", self._dataset(SLIDES, slides))
+        self._connection.execute(_views())
+        self._there = {View.SLIDES, View.SLIDES_ALL, View.SLIDE_CLASSES}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give memory and temporary files back. Calling it twice is harmless."""
+        self._connection.close()
+        self._spill.cleanup()
+
+    def table(self, view: View | str) -> pa.Table:
+        """The whole view in memory."""
+        return self.query(f"FROM {View(view)}")
+
+    def batches(self, view: View | str) -> pa.RecordBatchReader:
+        """The view, some rows at a time: for cells, of which there may be billions."""
+        with self._told(view):
+            reader: pa.RecordBatchReader = self.relation(view).to_arrow_reader()
+            return reader
+
+    def relation(self, view: View | str) -> duckdb.DuckDBPyRelation:
+        """The view as a DuckDB relation, which reads when it is asked for rows."""
+        self._prepare(View(view))
+        return self._connection.sql(f"FROM {View(view)}")
+
+    def query(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
+        """What one SELECT (or FROM, WITH, DESCRIBE, SUMMARIZE, EXPLAIN) over the views gives.
+
+        Raises UsageError where the SQL is wrong, or would do anything else.
+        """
+        with self._told(sql):
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in _READS:
+                raise UsageError(
+                    "A query reads, and is one statement: begin with SELECT, FROM, WITH, "
+                    "DESCRIBE, SUMMARIZE or EXPLAIN."
+                )
+            for view in View:
+                # Finds a word in a string or a comment too, which costs time and does no harm.
+                if re.search(rf"\b{view}\b", sql, re.IGNORECASE):
+                    self._prepare(view)
+            found = self._connection.sql(statements[0], params=parameters or None)
+            return found.to_arrow_table()
+
+    def cells_of(self, slide: NamesFiles) -> pa.Table:
+        """The cells of one slide, by index: opens its files alone."""
+        return self._of(slide.slide_id, slide.cells_files, CELLS).sort_by("index")
+
+    def tops_of(self, slide: NamesFiles) -> pa.Table:
+        """The top cells of one slide, the most suspicious first: opens its files alone."""
+        table = self._of(slide.slide_id, slide.tops_files, TOPS)
+        return table.sort_by([("p_primary", "descending"), ("index", "ascending")])
+
+    def _of(self, slide_id: str, files: Sequence[str], schema: pa.Schema) -> pa.Table:
+        with self._told(slide_id):
+            dataset = self._dataset(schema, [f"{self._root}/{name}" for name in files])
+            # A file may hold cells of several slides.
+            return dataset.to_table(filter=pc.field("slide_id") == slide_id)
+
+    def _prepare(self, view: View) -> None:
+        """Register what is read when it is first asked for."""
+        if view in self._there:
+            return
+        if view is View.RUNS:
+            self._register("runs", read_runs(self._filesystem, self._root))
+        else:
+            schema = CELLS if view is View.CELLS else TOPS
+            self._register(f"{view}_read", self._named(schema, f"{view}_files"))
+            read = self._connection.table(f"{view}_read").filter("slide_id = of_slide")
+            read.project("of_slide AS slide_id, * EXCLUDE (of_slide, slide_id)").create_view(view)
+        self._there.add(view)
+
+    def _named(self, schema: pa.Schema, column: str) -> ds.FileSystemDataset:
+        """What the newest rows name: a fragment for each file and slide in it.
+
+        A slide asked for by its name costs its own files alone.
+        """
+        slides = self._connection.table("slides")
+        fragments = [
+            self._fragment(f"{self._root}/{file}", pc.field(_OF_SLIDE.name) == slide_id)
+            for slide_id, file in slides.project(f"slide_id, unnest({column})").fetchall()
+        ]
+        return self._dataset(schema.append(_OF_SLIDE), fragments)
+
+    def _fragment(self, path: str, where: pc.Expression | None = None) -> ds.ParquetFileFragment:
+        return _FORMAT.make_fragment(path, self._filesystem, where)
+
+    def _dataset(
+        self, schema: pa.Schema, files: Sequence[str] | Sequence[ds.ParquetFileFragment]
+    ) -> ds.FileSystemDataset:
+        """Columns that a file of an earlier version lacks are null."""
+        fragments = [self._fragment(file) if isinstance(file, str) else file for file in files]
+        return ds.FileSystemDataset(fragments, schema, _FORMAT, self._filesystem)
+
+    def _register(self, name: str, data: pa.Table | ds.Dataset) -> None:
+        self._connection.register(name, data)
+
+    @contextmanager
+    def _told(self, about: str) -> Iterator[None]:
+        """Raises UsageError for what is wrong in a query, ResultsError for what is in a file."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        except duckdb.Error as error:
+            if _UNREADABLE in str(error):
+                raise self._unreadable(error) from error
+            told = " ".join(str(error).partition("\n\n")[0].split())
+            raise UsageError(f"The query {_short(about)} cannot be answered: {told}") from error
+
+    def _unreadable(self, error: Exception) -> ResultsError:
+        return ResultsError(
+            f"The results in {self._root} cannot be read: {error}. `cvm-batch verify` says "
+            "which files are damaged or missing."
+        )
+
+
+#: How DuckDB begins to tell what went wrong in a data set.
+_UNREADABLE = "reading the stream registered"
+
+
+def _connect(spill: str) -> duckdb.DuckDBPyConnection:
+    """A database in memory that reaches no file but what is too large for memory."""
+    connection = duckdb.connect(config={"temp_directory": spill})
+    for setting in (
+        "python_enable_replacements = false",  # else a query may name a variable of ours
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET {setting}")
+    return connection
+
+
+def _views() -> str:
+    passing = ", ".join(f"'{reason}'" for reason in sorted(PASSING_REASONS))
+    text = (resources.files(__package__) / "queries" / "views.sql").read_text()
+    return f"{text}\nCREATE MACRO submit_tries_again(reason) AS reason IN ({passing});"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 80 else f"{line[:79]}…")

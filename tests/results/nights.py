@@ -1,0 +1,78 @@
+"""Two real runs into one folder, with something of everything that a reader must tell apart."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.classes import CVM_CERVIX_CLASSES
+from cvm_batch.model.precision import Precision
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
+from tests.archives import making
+from tests.conftest import coloured_tiles
+from tests.screening.test_run import flip_byte_in_member
+
+#: Names that do harm where they are pasted as they are: to HTML, a spreadsheet, a terminal.
+HOSTILE = (
+    "<script>alert('x')</script>.zip".replace("/", "\N{DIVISION SLASH}"),
+    "=cmd|'calc'!A0.zip",
+    "\x1b[31mred\nnext line.zip",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gpj.zip",
+    f'"quoted", {"long " * 45}.zip',
+)
+
+
+@dataclass(frozen=True)
+class Night:
+    results: Path
+    settings: Settings
+    first_run: str
+    second_run: str
+
+
+def tiles_of(suspicious: str | None, count: int = 30, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Twenty tiles of the class ``suspicious``, if any, then NILM."""
+    names = [suspicious or "NILM"] * 20 + ["NILM"] * (count - 20)
+    return coloured_tiles([CVM_CERVIX_CLASSES.index(name) for name in names], seed=seed)
+
+
+def make_night(folder: Path, bundle: Bundle) -> Night:
+    """Slides by what becomes of them: complete, newer, failed, incomplete, hostile."""
+    slides = folder / "slides"
+    making.write_zip(slides / "hsil.zip", tiles_of("HSIL"))
+    making.write_zip(slides / "changed.zip", tiles_of(None))
+    making.write_folder(slides / "normal", tiles_of(None))
+    making.write_zip(slides / "failed.zip", tiles_of("SCC"))
+    flip_byte_in_member(slides / "failed.zip")
+    for name, suspicious in (("holed", "SCC"), ("holed-normal", None)):
+        making.write_folder(slides / name, tiles_of(suspicious))
+        sorted((slides / name).iterdir())[-1].write_bytes(b"no image")
+    for seed, name in enumerate(HOSTILE):
+        making.write_zip(slides / name, tiles_of(None, 20, seed=seed))
+    settings = Settings(
+        inputs=(str(slides),),
+        model=str(bundle.path),
+        out=folder / "results",
+        precision=Precision.FP32,
+        executor=ExecutorKind.LOCAL,
+    )
+    first = run(settings)
+    making.write_zip(slides / "changed.zip", tiles_of("ASC-US", 25))
+    second = run(settings)
+    night = Night(settings.out, settings, first.run_id, second.run_id)
+    _leave_behind_a_superseded_attempt(night)
+    return night
+
+
+def _leave_behind_a_superseded_attempt(night: Night) -> None:
+    """What a killed run leaves: files of an attempt that no row names."""
+    for kind in ("cells", "tops"):
+        (folder,) = (night.results / kind).glob(f"*/{night.second_run}")
+        for path in sorted(folder.iterdir()):
+            shutil.copy(path, path.with_name(path.name.replace("-0.parquet", "-9.parquet")))
