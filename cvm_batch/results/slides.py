@@ -82,7 +82,7 @@ def commit_slides(
 
 def newest_rows(results: ResultsFolder) -> pa.Table:
     """Each slide's newest row, by slide_id. Raises ResultsError where a file is damaged."""
-    newest = {row["slide_id"]: row for row in _read(results).sort_by("finished_at").to_pylist()}
+    newest = {row["slide_id"]: row for row in all_rows(results).sort_by("finished_at").to_pylist()}
     return pa.Table.from_pylist([newest[slide] for slide in sorted(newest)], schema=SLIDES)
 
 
@@ -114,7 +114,7 @@ class History:
         names = ["slide_id", "result_key", "status", "reason", "detail"]
         settled: dict[tuple[str, str], Settled] = {}
         newest: dict[str, str] = {}
-        table = _read(results, [*names, "finished_at"]).sort_by("finished_at")
+        table = all_rows(results, [*names, "finished_at"]).sort_by("finished_at")
         columns = (table[name].to_pylist() for name in names)
         for slide_id, result_key, status, reason, detail in zip(*columns, strict=True):
             newest[slide_id] = status
@@ -147,7 +147,8 @@ class History:
         return self._settled.get((slide_id, result_key))
 
 
-def _read(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
+def all_rows(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
+    """Every row of the slides table. Raises ResultsError where a file is damaged."""
     files = [name for name in results.names("slides", deep=True) if name.endswith(".parquet")]
     if not files:
         return SLIDES.empty_table().select(columns or SLIDES.names)

@@ -156,7 +156,8 @@ def _hang_up(environ: Mapping[str, Any]) -> None:
 
 
 def _refusal(status: int) -> str:
-    return f"<Error><Code>{'SlowDown' if status == 503 else status}</Code></Error>"
+    code = "SlowDown" if status == 503 else status
+    return f"<Error><Code>{code}</Code><Message>Refused.</Message></Error>"
 
 
 # Object storage

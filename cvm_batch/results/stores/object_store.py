@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
@@ -79,18 +79,20 @@ class ObjectStore:
             return False
 
     def names(self, folder: str, *, deep: bool = False) -> list[str]:
-        question = self._fs._find if deep else self._fs._ls
-
         async def entries(key: str) -> list[Any]:
-            found = await question(key, detail=True)
-            return list(found.values()) if isinstance(found, dict) else list(found)
+            return list((await self._fs._find(key, detail=True)).values())
 
-        key = self._key(folder)
         try:
-            found = self._ask(entries, key)
+            found = self._ask(entries, self._key(folder))
         except FileNotFoundError:
             return []
-        return sorted(self._names_of(found, f"{key}/"))
+        keys = (str(entry["name"]) for entry in found if entry["type"] == "file")
+        return sorted(
+            key.removeprefix(f"{self._base}/")
+            for key in keys
+            # Consoles put an empty object in each folder, to show it.
+            if not key.endswith("/") and _is_in(key, self._key(folder), deep)
+        )
 
     def delete(self, name: str) -> None:
         async def delete(key: str) -> bool:
@@ -113,13 +115,6 @@ class ObjectStore:
     def _key(self, name: str) -> str:
         return f"{self._base}/{name}"
 
-    def _names_of(self, entries: list[Any], within: str) -> Iterator[str]:
-        for entry in entries:
-            key = str(entry["name"])
-            # Consoles put an empty object in each folder, to show it.
-            if entry["type"] == "file" and key.startswith(within) and not key.endswith("/"):
-                yield key.removeprefix(f"{self._base}/")
-
     def _put(self, name: str, data: bytes | memoryview, **how: str) -> None:
         whole = bytes(data)
 
@@ -131,6 +126,11 @@ class ObjectStore:
 
     def _ask(self, question: Callable[..., Awaitable[Answer]], key: str, size: int = 0) -> Answer:
         return ask(self._fs, question, key, patience=self._patience, refused=_refused, size=size)
+
+
+def _is_in(key: str, folder: str, deep: bool) -> bool:
+    within, name = key[: len(folder) + 1], key[len(folder) + 1 :]
+    return within == f"{folder}/" and (deep or "/" not in name)
 
 
 def _refused(error: Exception, tries: int) -> OSError:
