@@ -58,6 +58,7 @@ def slide_row(
     failed = status is Status.FAILED
     expected = slide.info.tiles if slide.info else None
     started = account.first_leased if account else None
+    tops = _tops(outcomes)
     quality = _quality(outcomes, 0 if failed else classified)
     return SlideRow(
         run_id=context.run_id,
@@ -85,8 +86,8 @@ def slide_row(
         abnormal_fraction=None if abnormal is None else abnormal / classified,
         counts_at_least=counts if status is Status.INCOMPLETE else None,
         group_counts_at_least=groups if status is Status.INCOMPLETE else None,
-        slide_score=_score(outcomes) if complete else None,
-        top_classes=None if failed else _top_classes(context.bundle, outcomes),
+        slide_score=_score(tops) if complete else None,
+        top_classes=None if failed else _top_classes(context.bundle, tops),
         confidence_mean=quality.confidence,
         brightness_mean=quality.brightness,
         brightness_std=quality.brightness_std,
@@ -141,15 +142,15 @@ def _tops(outcomes: Sequence[PartOutcome]) -> list[tuple[float, int]]:
     return sorted(chain.from_iterable(found), key=lambda top: -top[0])[:TOP_CELLS]
 
 
-def _score(outcomes: Sequence[PartOutcome]) -> float | None:
+def _score(tops: Sequence[tuple[float, int]]) -> float | None:
     """Mean primary-group probability of the slide's most suspicious cells."""
-    scores = [score for score, _ in _tops(outcomes)]
+    scores = [score for score, _ in tops]
     return sum(scores) / len(scores) if scores else None
 
 
-def _top_classes(bundle: Bundle, outcomes: Sequence[PartOutcome]) -> dict[str, int] | None:
+def _top_classes(bundle: Bundle, tops: Sequence[tuple[float, int]]) -> dict[str, int] | None:
     names = bundle.spec.class_names
-    return dict(Counter(names[class_] for _, class_ in _tops(outcomes))) or None
+    return dict(Counter(names[class_] for _, class_ in tops)) or None
 
 
 @dataclass(frozen=True)

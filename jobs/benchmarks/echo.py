@@ -52,6 +52,7 @@ class EchoReplica:
             class_counts=(len(part), *[0] * (len(CVM_CERVIX_CLASSES) - 1)),
             classified=len(part),
             top_scores=(0.5,) * min(TOP_CELLS, len(part)),
+            top_classes=(0,) * min(TOP_CELLS, len(part)),
             integrity=str(Integrity.VERIFIED),
             cells_file=str(run.cells_folder / name),
             tops_file=str(run.tops_folder / name),
