@@ -147,14 +147,8 @@ class _Run:
             self._hold.check()
             return should_stop() or live.stop_wanted(self._clock.now())
 
-        watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
-
-        def wishes() -> Sequence[Wish]:
-            asked = live.priorities_wanted(self._clock.now())
-            return [*starmap(Prioritise, asked), *watched.wishes()]
-
         try:
-            self._driver.drive(tell, stop_wanted, wishes)
+            self._drive(tell, stop_wanted, live)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -167,9 +161,23 @@ class _Run:
                 self._hold.check(now=True)
             raise
         finally:
-            watched.close()
             live.remove()
         return summary
+
+    def _drive(
+        self,
+        tell: Callable[[Progress], None],
+        stop_wanted: Callable[[], bool],
+        live: LiveFiles,
+    ) -> None:
+        watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
+
+        def wishes() -> Sequence[Wish]:
+            asked = live.priorities_wanted(self._clock.now())
+            return [*starmap(Prioritise, asked), *watched.wishes()]
+
+        with closing(watched):
+            self._driver.drive(tell, stop_wanted, wishes)
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved; whatever else goes wrong now, ``error`` is the cause."""
