@@ -138,11 +138,11 @@ def ask_for_priority(results: ResultsFolder, pattern: str, priority: int) -> str
     Raises ResultsError, CommitError.
     """
     run = RunName.of(_running(results))
-    data = json.dumps({"pattern": pattern, "priority": priority}).encode()
+    # With the time, so that the same wish later is another file.
+    asked = {"pattern": pattern, "priority": priority, "asked_at": time.time()}
+    data = json.dumps(asked).encode()
     number = 0
-    while results.exists(marker := run.priority_marker(number)) or not results.put_new(
-        marker, data
-    ):
+    while not results.put_new(run.priority_marker(number), data):
         number += 1
     return run.run_id
 
