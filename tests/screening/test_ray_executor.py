@@ -113,7 +113,8 @@ def test_a_frozen_replica_is_replaced(settings: Settings, tmp_path: Path) -> Non
         frozen.append(replica_processes()[0])
         os.kill(frozen[0], signal.SIGSTOP)
 
-    impatient = replace(settings, patience_seconds=4.0)
+    # On a busy machine a sound replica may be still for some seconds as well.
+    impatient = replace(settings, patience_seconds=10.0)
     summary = run_on(RayExecutor(replicas=1), impatient, report=once_under_way(freeze))
     assert summary.exit_code is ExitCode.COMPLETE
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
