@@ -154,13 +154,13 @@ def _matmul_flops(precision: Precision) -> float:
 
 
 #: Words of a GPU's name, and dense TFLOP/s in fp16 or bf16, in fp32, TB/s: as in NVIDIA's
-#: data sheets, H200's first and last as measured. In fp32 it is TF32 where there is such,
-#: since PyTorch's convolutions use it unless they are told not to.
+#: data sheets, H200's and H100's first and last as measured. In fp32 it is TF32 where there
+#: is such, since PyTorch's convolutions use it unless they are told not to.
 _GPUS: tuple[tuple[str, float, float, float], ...] = (
     ("H200", 790, 495, 4.3),
     ("H100 NVL", 835, 418, 3.9),
     ("H100 PCIe", 756, 378, 2.0),
-    ("H100", 989, 495, 3.35),
+    ("H100", 762, 495, 3.0),
     ("A100 40GB", 312, 156, 1.555),
     ("A100 80GB PCIe", 312, 156, 1.935),
     ("A100", 312, 156, 2.039),

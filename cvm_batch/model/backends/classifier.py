@@ -61,24 +61,32 @@ def _folded(module: nn.Module) -> nn.Module:
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         norm = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(norm, nn.Identity):  # timm's places for what a network has not
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
         if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
         conv = modules.get(before.target) if before.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or len(before.users) > 1 or _calls(traced, before) > 1:
+        if not isinstance(conv, nn.Conv2d) or len(before.users) > 1 or calls(traced, before) > 1:
             continue
         traced.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-        traced.set_submodule(node.target, _after(norm))
+        if rest := _after(norm):
+            traced.set_submodule(node.target, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
+        else:
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 
 
-def _calls(traced: fx.GraphModule, of: fx.Node) -> int:
+def calls(traced: fx.GraphModule, of: fx.Node) -> int:
     """How often a module is used: one that is shared may not be changed for one use."""
     return sum(node.op == "call_module" and node.target == of.target for node in traced.graph.nodes)
 
 
-def _after(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a batch normalisation: nothing, or timm's activation."""
-    rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-    return nn.Sequential(*rest) if rest else nn.Identity()
+def _after(norm: nn.BatchNorm2d) -> list[nn.Module]:
+    """What is left of a batch normalisation of timm's: its activation."""
+    found = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    return [module for module in found if not isinstance(module, nn.Identity)]

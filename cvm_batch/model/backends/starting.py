@@ -37,7 +37,7 @@ def start_engine(
     process may use. Raises BundleError, also as SentinelError where the device computes
     wrongly, and UsageError.
     """
-    device = device or default_device()
+    device = _indexed(device or default_device())
     precision = choose_precision(device.type, precision)
     threads = threads or usable_cpus()
     guard = SentinelGuard(bundle.sentinels(), precision, str(backend))
@@ -82,11 +82,22 @@ def _on_gpu(
     batch_size: int | None,
 ) -> Sequence[Lane]:
     from cvm_batch.model.backends import cuda
+    from cvm_batch.model.backends.gpu_layers import for_gpu
 
     cuda.prepare(device)
     preprocessing = bundle.spec.preprocessing
-    module = Classifier(folded(bundle.network()), preprocessing, precision.dtype).to(device)
+    network = folded(bundle.network())
+    if precision is not Precision.FP32:
+        network = for_gpu(network)
+    module = Classifier(network, preprocessing, precision.dtype).to(device)
     classifier = torch.compile(module, dynamic=False) if backend is Backend.COMPILED else module
     # Sizes are tried on the eager network: compiling it for each would take minutes.
     size = batch_size or cuda.fitting_batch_size(module, preprocessing, device)
     return [cuda.CudaLane(classifier, preprocessing, device, size) for _ in range(cuda.LANES)]
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """PyTorch's streams and statistics take no GPU without its number."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
