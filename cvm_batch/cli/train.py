@@ -33,7 +33,7 @@ def train(data: Path, recipe_name: str, out: Path, epochs: int | None, seed: int
     the seed, and the model card gives the figures on them.
     """
     # torch takes seconds to import, and `cvm-batch --help` need not wait for it.
-    from cvm_batch.training.recipe import find_recipe
+    from cvm_batch.training.recipes import find_recipe
     from cvm_batch.training.run import train_bundle
 
     recipe = find_recipe(recipe_name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -51,6 +51,35 @@ class LabelledCells:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def regrouped(self, classes: Mapping[str, Sequence[str]]) -> LabelledCells:
+        """The cells under the names of ``classes``, each of which takes in some of the data's.
+
+        Empty ``classes`` leave all as it is. Cells of other classes are left out. Raises
+        DataSetError where nothing of one class is there.
+        """
+        if not classes:
+            return self
+        new_of = {old: new for new, members in classes.items() for old in members}
+        # Data that bears the new names already is as welcome.
+        new_of |= {new: new for new in classes if new in self.class_names}
+        names = [new_of.get(self.class_names[label]) for label in self.labels]
+        if absent := sorted(set(classes) - set(names)):
+            raise DataSetError(
+                f"{self.root} has no cells of {', '.join(absent)}, which would be "
+                f"{'; '.join(', '.join(classes[name]) for name in absent)}. It has "
+                f"{', '.join(self.class_names)}. Take another recipe, or put the folders right."
+            )
+        kept = [place for place, name in enumerate(names) if name is not None]
+        class_names = tuple(classes)
+        return replace(
+            self,
+            files=tuple(self.files[place] for place in kept),
+            labels=np.array([class_names.index(names[p] or "") for p in kept], dtype=np.int64),
+            class_names=class_names,
+            groups=tuple(self.groups[place] for place in kept),
+            cell_ids=tuple(self.cell_ids[place] for place in kept),
+        )
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
@@ -23,8 +23,9 @@ from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
 from cvm_batch.training.data import LabelledCells, read_tile
-from cvm_batch.training.loop import Trained, load_images, predict
-from cvm_batch.training.metrics import Metrics, measure
+from cvm_batch.training.evaluation import Evaluation, evaluate
+from cvm_batch.training.images import load_images
+from cvm_batch.training.loop import Trained
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.sources import source_of
 from cvm_batch.training.splits import Split
@@ -37,8 +38,8 @@ class Published:
     """A bundle on disk, and what the weights in it do."""
 
     bundle: Bundle
-    validation: Metrics
-    test: Metrics
+    validation: Evaluation
+    test: Evaluation
 
 
 def publish(
@@ -51,15 +52,15 @@ def publish(
     """
     stored = _as_stored(trained.network, recipe.stored)
     validation, test = (
-        _measure(stored, cells, positions, recipe) for positions in (split.validation, split.test)
+        _evaluate(stored, cells, positions, recipe) for positions in (split.validation, split.test)
     )
-    groups = cervical_groups(cells.class_names)
+    groups, primary = _groups(recipe, cells.class_names)
     spec = BundleSpec(
         name=path.name,
         architecture=recipe.architecture,
         class_names=cells.class_names,
         groups=groups,
-        primary_group=PRIMARY_GROUP if PRIMARY_GROUP in groups else None,
+        primary_group=primary,
         preprocessing=recipe.preprocessing,
         precision=recipe.stored,
         provenance={
@@ -84,7 +85,7 @@ def publish(
         spec,
         trained.network,
         choose_sentinels(cells, split.validation),
-        card=model_card(spec, test),
+        card=model_card(spec, test.metrics),
     )
     return Published(bundle=bundle, validation=validation, test=test)
 
@@ -112,12 +113,27 @@ def _as_stored(network: CvmCervix, precision: Precision) -> CvmCervix:
     return rounded.to(default_device()).eval()
 
 
-def _measure(
+def _evaluate(
     network: CvmCervix, cells: LabelledCells, positions: NDArray[np.int64], recipe: Recipe
-) -> Metrics:
+) -> Evaluation:
     images = load_images(cells, positions, recipe.preprocessing, default_device())
-    predicted = predict(network, images, recipe.preprocessing).cpu().numpy()
-    return measure(cells.labels[positions], predicted, cells.class_names)
+    return evaluate(
+        network,
+        images,
+        recipe.preprocessing,
+        labels=cells.labels[positions],
+        class_names=cells.class_names,
+        groups=[cells.groups[position] for position in positions],
+    )
+
+
+def _groups(
+    recipe: Recipe, class_names: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], str | None]:
+    """The bundle's groups of classes, and the primary one."""
+    own, cervical = dict(recipe.groups), cervical_groups(class_names)
+    primary = next(iter(own), PRIMARY_GROUP if PRIMARY_GROUP in cervical else None)
+    return own | cervical, primary
 
 
 def _data_json(cells: LabelledCells) -> Mapping[str, Any]:
@@ -132,7 +148,7 @@ def _data_json(cells: LabelledCells) -> Mapping[str, Any]:
 
 def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[str, Any]:
     return {
-        "kind": "grouped",
+        "kind": str(split.kind),
         "seed": split.seed,
         "shares": list(recipe.shares),
         "sides": {

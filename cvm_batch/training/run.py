@@ -13,7 +13,7 @@ from cvm_batch.training.data import load_cells
 from cvm_batch.training.loop import train
 from cvm_batch.training.publish import Published, publish
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.splits import grouped_split
+from cvm_batch.training.splits import make_split
 
 
 def train_bundle(
@@ -26,14 +26,16 @@ def train_bundle(
     _prepare_out(out)
     # torch counts the machine's processors, not those that a container may use.
     torch.set_num_threads(usable_cpus())
-    cells = load_cells(data)
-    split = grouped_split(cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares)
+    cells = load_cells(data).regrouped(recipe.classes)
+    split = make_split(
+        recipe.split, cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares
+    )
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
     say(f"{data}: {len(cells)} cells of {len(cells.class_names)} classes: {sides}")
     trained = train(recipe, cells, split, on_epoch=lambda epoch: say(str(epoch)))
     published = publish(out, trained, recipe, cells, split)
     say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
-    for line in published.test.lines():
+    for line in published.test.metrics.lines():
         say(line)
     return published
 

@@ -1,13 +1,17 @@
 """Which cells train, which choose the epoch, and which are held back to the end.
 
 `grouped_split` keeps each group (a microscope frame) on one side. Cells of one frame
-share stain, focus and patient: torn apart, they flatter the figures.
+share stain, focus and patient: torn apart, they flatter the figures. `paper_split` tears
+them apart, as the paper did, and exists to be compared with it.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,13 @@ from cvm_batch.errors import DataSetError
 SIDES = ("train", "validation", "test")
 DEFAULT_SHARES = (0.6, 0.2, 0.2)
 _ATTEMPTS = 100
+
+
+class SplitKind(StrEnum):
+    GROUPED = "grouped"
+    """No microscope frame, cluster image or file on both sides."""
+    PAPER = "paper"
+    """Cells at random, class by class (Tables 1, 4 and 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +40,77 @@ class Split:
     test: NDArray[np.int64]
     """Held back: the figures that are reported."""
     seed: int
+    kind: SplitKind = SplitKind.GROUPED
 
     def sides(self) -> dict[str, NDArray[np.int64]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def make_split(
+    kind: SplitKind,
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    *,
+    seed: int,
+    shares: tuple[float, float, float] = DEFAULT_SHARES,
+) -> Split:
+    """The split of that kind; see the two functions below. Raises DataSetError."""
+    if kind is SplitKind.GROUPED:
+        return grouped_split(labels, groups, seed=seed, shares=shares)
+    return paper_split(labels, seed=seed, shares=shares)
+
+
+def side_sizes(
+    cells: int, shares: tuple[float, float, float] = DEFAULT_SHARES
+) -> tuple[int, int, int]:
+    """Training, validation and test cells of a class of so many, as in the paper's tables."""
+    # A hair's breadth above, since 0.2 * 15 may come out as 2.9999999999999996.
+    test = int(shares[2] * cells + 1e-9)
+    validation = round(shares[1] * cells)
+    return cells - validation - test, validation, test
+
+
+def paper_split(
+    labels: NDArray[np.int64],
+    *,
+    seed: int,
+    shares: tuple[float, float, float] = DEFAULT_SHARES,
+) -> Split:
+    """Share each class out at random, whatever frame its cells are from.
+
+    Deterministic by seed. Raises DataSetError where a side would stay empty.
+    """
+    rng = np.random.default_rng(seed)
+    sides: list[list[NDArray[np.int64]]] = [[], [], []]
+    for label in np.unique(labels):
+        positions = rng.permutation(np.flatnonzero(labels == label))
+        train, validation, _ = side_sizes(len(positions), shares)
+        parts = np.split(positions, [train, train + validation])
+        for side, part in zip(sides, parts, strict=True):
+            side.append(part)
+    positions_of = [np.sort(np.concatenate(parts)) for parts in sides]
+    if empty := [name for name, found in zip(SIDES, positions_of, strict=True) if not len(found)]:
+        raise DataSetError(
+            f"{len(labels)} cells leave nothing for {', '.join(empty)}: give more of them."
+        )
+    return Split(**dict(zip(SIDES, positions_of, strict=True)), seed=seed, kind=SplitKind.PAPER)
+
+
+def write_split(
+    path: Path,
+    split: Split,
+    files: Sequence[str],
+    class_names: Sequence[str],
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+) -> None:
+    """The split as a CSV table: file, class, group, side."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "class", "group", "side"))
+        for side, positions in split.sides().items():
+            for at in positions:
+                writer.writerow((files[at], class_names[labels[at]], groups[at], side))
 
 
 def grouped_split(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from cvm_batch.training.augment import augment
 from cvm_batch.training.recipe import Augmentation
 
-NOTHING = Augmentation(flips=False, quarter_turns=False)
+NOTHING = Augmentation(horizontal_flip=False, vertical_flip=False, quarter_turns=False)
 
 
 def images(n: int = 64, side: int = 12) -> Tensor:
@@ -35,7 +37,10 @@ def test_turns_and_flips_give_all_eight_attitudes_and_no_others() -> None:
 def test_shift_moves_the_picture_by_no_more_than_asked() -> None:
     before = torch.zeros(100, 3, 21, 21, dtype=torch.uint8)
     before[:, :, 10, 10] = 255
-    after = changed(before, Augmentation(flips=False, quarter_turns=False, shift_px=3))
+    after = changed(
+        before,
+        replace(NOTHING, shift_px=3),
+    )
     assert after.shape == before.shape
     places = after[:, 0].flatten(1).argmax(dim=1)
     rows, columns = places // 21, places % 21
@@ -45,7 +50,10 @@ def test_shift_moves_the_picture_by_no_more_than_asked() -> None:
 
 def test_jitter_is_mild_and_differs_between_images() -> None:
     before = torch.full((50, 3, 8, 8), 128, dtype=torch.uint8)
-    after = changed(before, Augmentation(flips=False, quarter_turns=False, jitter=0.2))
+    after = changed(
+        before,
+        replace(NOTHING, jitter=0.2),
+    )
     levels = after[:, :, 0, 0].float() / 128
     assert levels.min() >= 0.8 * 0.9 - 0.01
     assert levels.max() <= 1.2 * 1.1 + 0.01

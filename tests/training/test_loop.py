@@ -11,7 +11,8 @@ import torch
 from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.bundle import reference_probabilities
 from cvm_batch.training.data import LabelledCells, load_cells, read_tile
-from cvm_batch.training.loop import Epoch, Trained, load_images, rate_factor, train
+from cvm_batch.training.images import load_images
+from cvm_batch.training.loop import Epoch, Trained, rate_factor, train
 from cvm_batch.training.recipe import ClassWeighting, Recipe, Schedule
 from cvm_batch.training.splits import Split, grouped_split
 
@@ -50,8 +51,8 @@ def test_a_tiny_network_learns_colours(
     )
     assert [epoch.number for epoch in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1].loss < epochs[0].loss
-    assert trained.best.validation.macro_f1 > 0.9
-    assert trained.best.validation.macro_f1 == max(e.validation.macro_f1 for e in epochs)
+    assert trained.best.validation_macro_f1 > 0.9
+    assert trained.best.validation_macro_f1 == max(e.validation_macro_f1 for e in epochs)
     assert not trained.network.training
 
     tiles = np.stack([read_tile(p) for p in cells.paths if read_tile(p).shape[0] == 40])

@@ -10,7 +10,8 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model.network import CvmCervix, parameter_count
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
-from cvm_batch.training.recipe import RECIPES, Augmentation, Recipe, find_recipe
+from cvm_batch.training.recipe import Augmentation, Recipe
+from cvm_batch.training.recipes import RECIPES, find_recipe
 
 
 def test_recipes_go_by_their_names() -> None:

@@ -16,7 +16,7 @@ from cvm_batch.errors import BundleError, UsageError
 from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import CARD_FILE, load_bundle
 from cvm_batch.model.precision import Precision
-from cvm_batch.training import recipe as recipe_module
+from cvm_batch.training import recipes as recipes_module
 from cvm_batch.training.card import percent
 from cvm_batch.training.data import load_cells
 from cvm_batch.training.publish import choose_sentinels
@@ -109,7 +109,7 @@ def test_fewer_sentinels_where_there_are_not_enough_cells(data: Path) -> None:
 def test_the_command_trains_and_says_so(
     tmp_path: Path, data: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe_module, "RECIPES", {"tiny": tiny_recipe})
+    monkeypatch.setattr(recipes_module, "RECIPES", {"tiny": tiny_recipe})
     arguments = ["--data", str(data), "--recipe", "tiny", "--out", str(tmp_path / "mine")]
     result = CliRunner().invoke(
         command, [*arguments, "--epochs", "1", "--seed", "3"], catch_exceptions=False

@@ -17,7 +17,7 @@ from cvm_batch.model.network import parameter_count
 from cvm_batch.model.precision import Precision, cpu_prefers_bf16
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.training.card import percent
-from cvm_batch.training.recipe import RECIPES
+from cvm_batch.training.recipes import RECIPES
 
 NAME = "cvm-cervix-mini-cric6"
 ASSETS = Path(cvm_batch.__file__).parent / "assets"

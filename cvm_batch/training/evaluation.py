@@ -1,0 +1,141 @@
+"""What a classifier does on labelled cells, with how far to trust the figures.
+
+Shapes: n cells, c classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cvm_batch.model.preprocessing import Preprocessing
+from cvm_batch.training.augment import ATTITUDES, in_attitudes
+from cvm_batch.training.metrics import Metrics, measure
+from cvm_batch.training.stepping import probabilities
+
+_RESAMPLES = 1000
+_BINS = 10
+_FIGURES: Mapping[str, Callable[[Metrics], float]] = {
+    "accuracy": lambda metrics: metrics.accuracy,
+    "macro_precision": lambda metrics: metrics.macro_precision,
+    "macro_recall": lambda metrics: metrics.macro_recall,
+    "macro_f1": lambda metrics: metrics.macro_f1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Probabilities beside the truth, n cells."""
+
+    probabilities: NDArray[np.float32]
+    """[n, c]"""
+    labels: NDArray[np.int64]
+    """[n]"""
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...]
+    """[n], what is drawn as one when intervals are estimated: frames, cluster images."""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """[n]"""
+        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1).astype(np.int64)
+        return predicted
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return measure(self.labels, self.predicted, self.class_names)
+
+    def intervals(self, *, seed: int = 0, resamples: int = _RESAMPLES) -> dict[str, list[float]]:
+        """95 % intervals of the four overall figures and of each class's F1.
+
+        By bootstrap over groups: cells of one frame succeed and fail together, so that
+        drawing cells one by one would make the intervals too narrow.
+        """
+        rng = np.random.default_rng(seed)
+        names, group_of = np.unique(np.asarray(self.groups), return_inverse=True)
+        classes = len(self.class_names)
+        confusions = np.zeros((len(names), classes, classes), np.int64)
+        np.add.at(confusions, (group_of, self.labels, self.predicted), 1)
+        found = []
+        for _ in range(resamples):
+            times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+            drawn = Metrics(
+                class_names=self.class_names, confusion=np.tensordot(times, confusions, 1)
+            )
+            found.append([figure(drawn) for figure in _FIGURES.values()] + drawn.f1.tolist())
+        # A class that was not drawn has no F1 in that sample.
+        low, high = np.nanpercentile(np.array(found), [2.5, 97.5], axis=0)
+        keys = [*_FIGURES, *(f"f1 of {name}" for name in self.class_names)]
+        return {
+            key: [round(float(lo), 4), round(float(hi), 4)]
+            for key, lo, hi in zip(keys, low, high, strict=True)
+        }
+
+    def calibration(self, bins: int = _BINS) -> list[dict[str, float]]:
+        """Cells by the confidence of their class: mean confidence beside the share right."""
+        confidence = self.probabilities.max(axis=1)
+        right = self.predicted == self.labels
+        which = np.minimum((confidence * bins).astype(int), bins - 1)
+        return [
+            {
+                "cells": int((which == at).sum()),
+                "confidence": round(float(confidence[which == at].mean()), 4),
+                "right": round(float(right[which == at].mean()), 4),
+            }
+            for at in range(bins)
+            if (which == at).any()
+        ]
+
+    @property
+    def calibration_error(self) -> float:
+        """Mean distance of confidence from the share right, weighted by cells (ECE)."""
+        rows = self.calibration()
+        cells = sum(row["cells"] for row in rows)
+        return sum(row["cells"] * abs(row["confidence"] - row["right"]) for row in rows) / cells
+
+    def to_json(self) -> dict[str, Any]:
+        return self.metrics.to_json() | {
+            "cells": len(self.labels),
+            "groups": len(set(self.groups)),
+            "intervals_95": self.intervals(),
+            "calibration": self.calibration(),
+            "calibration_error": round(self.calibration_error, 4),
+        }
+
+
+def evaluate(
+    network: nn.Module,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    *,
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    groups: Sequence[str],
+    flips: bool = False,
+) -> Evaluation:
+    """Classify resized images uint8 [n, 3, s, s] on their device.
+
+    With ``flips``, each image in its four attitudes, the probabilities averaged.
+    """
+    attitudes = range(ATTITUDES if flips else 1)
+    found = [
+        probabilities(
+            network,
+            images if at == 0 else in_attitudes(images, torch.full((len(images),), at)),
+            preprocessing,
+        )
+        for at in attitudes
+    ]
+    return Evaluation(
+        probabilities=torch.stack(found).mean(dim=0).numpy(),
+        labels=labels,
+        class_names=tuple(class_names),
+        groups=tuple(groups),
+    )
