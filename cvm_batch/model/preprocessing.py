@@ -74,17 +74,19 @@ class Preprocessing:
     def resize(self, tiles: Tiles, device: torch.device, upload: Upload | None = None) -> Tensor:
         """Return uint8 [n, 3, s, s] in channels-last memory on ``device``.
 
-        On the CPU Pillow itself resizes; elsewhere PyTorch does, within one grey level of
-        it. ``upload`` brings tiles of one size to the device, each call's in memory of its
+        On the CPU Pillow itself resizes; elsewhere PyTorch does, bit for bit the same.
+        ``upload`` brings tiles of one size to the device, each call's in memory of its
         own.
         """
         import torch
+
+        from cvm_batch.model.resizing import resized
 
         if device.type == "cpu":
             return self._resize_on_cpu(tiles)
         upload = upload or (lambda block: torch.from_numpy(block).to(device))
         if isinstance(tiles, np.ndarray):
-            return self.resize_there(upload(tiles))
+            return resized(upload(tiles), self.input_px).permute(0, 3, 1, 2)
         out = torch.empty(
             (len(tiles), 3, self.input_px, self.input_px),
             dtype=torch.uint8,
@@ -93,7 +95,7 @@ class Preprocessing:
         )
         for positions in _positions_by_shape(tiles).values():
             block = np.stack([tiles[position] for position in positions])
-            out[positions] = self.resize_there(upload(block))
+            out[positions] = resized(upload(block), self.input_px).permute(0, 3, 1, 2)
         return out
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,18 +127,6 @@ class Preprocessing:
                 resized = Image.fromarray(tile).resize((side, side), Image.Resampling.BILINEAR)
                 image[:] = np.asarray(resized)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-    def resize_there(self, tiles: Tensor) -> Tensor:
-        """Return uint8 [n, 3, s, s] of tiles [n, h, w, 3], on the device where they are."""
-        import torch
-        from torch.nn import functional
-
-        images = tiles.permute(0, 3, 1, 2)
-        size = (self.input_px, self.input_px)
-        if images.shape[2:] == size:
-            return images
-        resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
-        return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _positions_by_shape(tiles: Sequence[NDArray[np.uint8]]) -> dict[tuple[int, ...], list[int]]:

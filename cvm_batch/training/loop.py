@@ -241,7 +241,8 @@ class _Loop:
         return loss, len(order), rate
 
     def _order(self) -> tuple[Tensor, Tensor]:
-        """Positions of the epoch's images, in order, and the attitude of each."""
+        """Positions of the epoch's images, in order and in whole batches, and the attitude of
+        each."""
         count = len(self._images)
         fold = ATTITUDES if self._recipe.augmentation.fourfold else 1
         if self._recipe.balanced_sampling:
@@ -250,8 +251,13 @@ class _Loop:
             drawn = torch.multinomial(
                 chances, fold * count, replacement=True, generator=self._generator
             )
-            return drawn, torch.randint(fold, (len(drawn),), generator=self._generator)
-        order = torch.randperm(fold * count, generator=self._generator)
+            order = drawn + count * torch.randint(fold, drawn.shape, generator=self._generator)
+        else:
+            order = torch.randperm(fold * count, generator=self._generator)
+        # The last batch is filled up from the first: batch normalisation takes no batch of
+        # one, and a graph none of another size.
+        batches = -(-len(order) // self._recipe.batch_size)
+        order = order[torch.arange(batches * self._recipe.batch_size) % len(order)]
         return order % count, order // count
 
     def _take_step(self, positions: Tensor, attitudes: Tensor, rate: float) -> Tensor:

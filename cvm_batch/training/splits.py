@@ -142,6 +142,35 @@ def grouped_split(
     return Split(train=train, validation=validation, test=test, seed=seed)
 
 
+def grouped_folds(
+    labels: NDArray[np.int64], groups: Sequence[str], *, folds: int, seed: int
+) -> list[Split]:
+    """Cross-validation: every cell is a test cell once, each group in one fold.
+
+    The fold after the one that tests chooses the epoch, the others train. Deterministic by
+    seed. Raises DataSetError where a fold would stay empty.
+    """
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(names), int(labels.max()) + 1))
+    np.add.at(counts, (group_of, labels), 1)
+    counts = counts[:, counts.any(axis=0)]
+    fold_of = _divide(counts, np.full(folds, 1 / folds), np.random.default_rng(seed))[group_of]
+    if folds < 3 or len(np.unique(fold_of)) < folds:
+        raise DataSetError(
+            f"{len(names)} groups do not make {folds} folds: cross-validation takes three folds "
+            "at least, and a group is never torn apart. Ask for fewer, or give more groups."
+        )
+    return [
+        Split(
+            train=np.flatnonzero((fold_of != fold) & (fold_of != (fold + 1) % folds)),
+            validation=np.flatnonzero(fold_of == (fold + 1) % folds),
+            test=np.flatnonzero(fold_of == fold),
+            seed=seed,
+        )
+        for fold in range(folds)
+    ]
+
+
 def _divide(
     counts: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:

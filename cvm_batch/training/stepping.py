@@ -9,7 +9,8 @@ Shapes: n images, c classes, s input side in pixels.
 
 from __future__ import annotations
 
-import threading
+import logging
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -25,8 +26,7 @@ from cvm_batch.training.recipe import Recipe
 #: Steps that run one by one before a graph is captured: cuDNN tries its algorithms, and the
 #: optimiser makes its state.
 _EAGER_STEPS = 3
-#: While one training captures, no other of this process may ask for memory.
-_CAPTURING = threading.Lock()
+_LOG = logging.getLogger(__name__)
 
 
 class Stepper:
@@ -49,6 +49,10 @@ class Stepper:
         self._recipe = recipe
         self._device = device
         self._class_weights = class_weights.to(device)
+        # On the device for good: a graph cannot copy from the CPU.
+        self._scale, self._shift = (
+            value.to(device) for value in recipe.preprocessing.scale_and_shift()
+        )
         graphs = device.type == "cuda" and run is None and recipe.accumulate == 1
         self._rate = torch.zeros((), device=device) if graphs else None
         self.optimizer = torch.optim.AdamW(
@@ -102,7 +106,7 @@ class Stepper:
         return total
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        inputs = self._recipe.preprocessing.normalise(images, torch.float32)
+        inputs = torch.addcmul(self._shift, images.float(), self._scale)
         with self.autocast():
             logits = self._run(inputs.contiguous(memory_format=torch.channels_last))
         return functional.cross_entropy(
@@ -114,20 +118,22 @@ class Stepper:
 
 
 class _Replay:
-    """``update`` as a CUDA graph, once it has been called a few times."""
+    """``update`` as a CUDA graph, once it has been called a few times.
+
+    One training a process: another's work on the same GPU would break a capture.
+    """
 
     def __init__(self, update: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._update = update
-        self._eager_left = _EAGER_STEPS
+        self._eager_left: float = _EAGER_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        if self._eager_left:
+        if self._graph is None and self._eager_left <= 0:
+            self._capture(images, labels)
+        if self._graph is None:
             self._eager_left -= 1
             return self._update(images, labels)
-        if self._graph is None:
-            self._capture(images, labels)
-        assert self._graph is not None
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()
@@ -135,11 +141,16 @@ class _Replay:
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
-        with _CAPTURING:
-            graph = torch.cuda.CUDAGraph()
-            # Other threads go on: a capture in the "global" mode would fail with their calls.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
                 self._loss = self._update(self._images, self._labels)
+        except RuntimeError as error:
+            # Some layer copies from the CPU or waits for the GPU. Nothing has been computed,
+            # so the training goes on step by step, slower and otherwise the same.
+            _LOG.warning("training goes on without a CUDA graph: %s", error)
+            self._eager_left = math.inf
+            return
         self._graph = graph
 
 

@@ -23,9 +23,8 @@ class Backend(StrEnum):
 #: GFLOP per CPU from which OpenVINO's 9 s of conversion pay: it saves 2.5 ms on each
 #: (docs/performance.md).
 _OPENVINO_PAYS = 4_000
-#: GFLOP per GPU from which a minute or two of Inductor pay, by the published ratio of
-#: compiled to eager (1.6) at some 10,000 tiles/s eager. Not measured by us yet.
-_COMPILING_PAYS = 3e7
+#: GFLOP per GPU from which Inductor's 27 s pay: on an H100 it saves 1 % (docs/performance.md).
+_COMPILING_PAYS = 3.5e8
 #: GFLOP of a tile for CVM-Cervix in full size. Where that would be too little work to prepare
 #: for, a network's own need not be counted, which loads PyTorch.
 _FULL_SIZE_GFLOP = 11.6
