@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import deepcopy
 from typing import cast
 
@@ -40,53 +41,44 @@ def folded(network: nn.Module) -> nn.Module:
     in fp32, so that nothing is lost before the weights are cast.
     """
     copy = deepcopy(network)
-    for name, child in copy.named_children():
-        if any(isinstance(module, nn.BatchNorm2d) for module in child.modules()):
-            setattr(copy, name, _folded(child))
+    _fold(copy)
     return copy
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Keeps batch normalisation whole, timm's own kind with an activation inside too."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, qualified_name)
 
 
-def _folded(module: nn.Module) -> nn.Module:
+def _fold(module: nn.Module) -> None:
+    """In place: the graph says what follows on what, and the module goes on computing itself."""
+    if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules() if part is not module):
+        return
     try:
-        traced = fx.GraphModule(module, _Tracer().trace(module))
+        graph = Tracer().trace(module)
     except Exception:  # control flow that depends on data: fx raises whatever it meets
-        return module
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(norm, nn.Identity):  # timm's places for what a network has not
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+        for child in module.children():
+            _fold(child)
+        return
+    parts = dict(module.named_modules())
+    called = {node: parts[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+    # What is used twice may not be changed for one use.
+    uses = Counter(called.values())
+    once = {node: part for node, part in called.items() if uses[part] == 1}
+    for node, norm in once.items():
         if not isinstance(norm, nn.BatchNorm2d):
             continue
-        before = node.args[0]
-        conv = modules.get(before.target) if before.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or len(before.users) > 1 or calls(traced, before) > 1:
-            continue
-        traced.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-        if rest := _after(norm):
-            traced.set_submodule(node.target, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
-        else:
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+        (before,) = node.all_input_nodes
+        conv = once.get(before)
+        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            module.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            module.set_submodule(str(node.target), _after(norm))
 
 
-def calls(traced: fx.GraphModule, of: fx.Node) -> int:
-    """How often a module is used: one that is shared may not be changed for one use."""
-    return sum(node.op == "call_module" and node.target == of.target for node in traced.graph.nodes)
-
-
-def _after(norm: nn.BatchNorm2d) -> list[nn.Module]:
-    """What is left of a batch normalisation of timm's: its activation."""
+def _after(norm: nn.BatchNorm2d) -> nn.Module:
+    """What is left of a batch normalisation: nothing, or timm's activation."""
     found = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-    return [module for module in found if not isinstance(module, nn.Identity)]
+    rest = [module for module in found if not isinstance(module, nn.Identity)]
+    return rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity()

@@ -6,13 +6,14 @@ pass of its own: over a quarter of CVM-Cervix's time on an H100 (docs/performanc
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections import Counter
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from cvm_batch.model.backends.classifier import calls
+from cvm_batch.model.backends.classifier import Tracer
 from cvm_batch.model.backends.kernels import depthwise, max_pool
 
 
@@ -94,44 +95,51 @@ def _(images, weight, bias, stride, padding, dilation, groups):  # type: ignore[
 
 
 def for_gpu(network: nn.Module) -> nn.Module:
-    """``network`` with these layers wherever `classifier.folded` traced it; changed in place.
+    """The network with these layers in it, wherever it can be traced; takes ``network`` over.
 
     For halves alone: in fp32 the matrix products would need other settings than convolutions.
     """
-    for child in network.children():
-        if isinstance(child, fx.GraphModule):
-            _rewrite(child)
-    return network
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return network
+    try:
+        traced = fx.GraphModule(network, Tracer().trace(network))
+    except Exception:  # control flow that depends on data: fx raises whatever it meets
+        for name, child in network.named_children():
+            setattr(network, name, for_gpu(child))
+        return network
+    _rewrite(traced)
+    return traced
 
 
 def _rewrite(traced: fx.GraphModule) -> None:
-    modules = dict(traced.named_modules())
-
-    def module_of(node: Any) -> nn.Module | None:
-        called = isinstance(node, fx.Node) and node.op == "call_module"
-        return modules.get(str(node.target)) if called else None
-
-    for node in list(traced.graph.nodes):
-        module = module_of(node)
-        if module is None or calls(traced, node) > 1:  # one that is shared serves all its uses
-            continue
+    graph, modules = traced.graph, dict(traced.named_modules())
+    called = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+    for node, module in list(called.items()):
+        if isinstance(module, nn.Identity):  # timm's places for what a network has not
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            del called[node]
+    # What is used twice may not be changed for one use.
+    uses = Counter(called.values())
+    once = {node: module for node, module in called.items() if uses[module] == 1}
+    for node, module in once.items():
         if isinstance(module, nn.MaxPool2d) and _is_known_pool(module):
-            traced.set_submodule(node.target, MaxPool())
+            traced.set_submodule(str(node.target), MaxPool())
         if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
             continue
-        (before,), (after, *others) = node.args, list(node.users)
+        (before,), (after, *others) = node.all_input_nodes, list(node.users)
         if _is_depthwise(module):
-            relu = isinstance(module_of(before), nn.ReLU) and len(before.users) == 1
-            traced.set_submodule(node.target, Depthwise(module, relu=relu))
+            relu = isinstance(called.get(before), nn.ReLU) and len(before.users) == 1
+            traced.set_submodule(str(node.target), Depthwise(module, relu=relu))
             if relu:
-                node.replace_input_with(before, before.args[0])
-                traced.graph.erase_node(before)
+                node.replace_input_with(before, before.all_input_nodes[0])
+                graph.erase_node(before)
         elif module.kernel_size == (1, 1) and module.groups == 1 and module.padding == (0, 0):
-            traced.set_submodule(node.target, Pointwise(module))
-        elif module.bias is not None and isinstance(module_of(after), nn.ReLU) and not others:
-            traced.set_submodule(node.target, ConvRelu(module))
+            traced.set_submodule(str(node.target), Pointwise(module))
+        elif module.bias is not None and isinstance(called.get(after), nn.ReLU) and not others:
+            traced.set_submodule(str(node.target), ConvRelu(module))
             after.replace_all_uses_with(node)
-            traced.graph.erase_node(after)
+            graph.erase_node(after)
     traced.delete_all_unused_submodules()
     traced.recompile()
 
