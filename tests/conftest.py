@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cvm_batch.model.architecture import Architecture, Backbone
+from cvm_batch.model.architecture import Backbone, Fusion
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY_GROUP
 from cvm_batch.model.network import CvmCervix
@@ -51,9 +51,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_architecture() -> Architecture:
+def tiny_architecture() -> Fusion:
     """0.4 M parameters, for input of 32 px."""
-    return Architecture(
+    return Fusion(
         cnn=Backbone(name="test_resnet"),
         vt=Backbone(
             name="deit_tiny_patch16_224",
@@ -64,7 +64,7 @@ def tiny_architecture() -> Architecture:
 
 
 @pytest.fixture(scope="session")
-def tiny_spec(tiny_architecture: Architecture) -> BundleSpec:
+def tiny_spec(tiny_architecture: Fusion) -> BundleSpec:
     return BundleSpec(
         name="tiny",
         architecture=tiny_architecture,
@@ -77,10 +77,10 @@ def tiny_spec(tiny_architecture: Architecture) -> BundleSpec:
 
 
 @pytest.fixture(scope="session")
-def tiny_network(tiny_spec: BundleSpec) -> CvmCervix:
+def tiny_network(tiny_architecture: Fusion, tiny_spec: BundleSpec) -> CvmCervix:
     """Random features and a head fitted to colours. Copy it before changing it."""
     torch.manual_seed(0)
-    network = CvmCervix(tiny_spec.architecture, CLASSES).eval()
+    network = CvmCervix(tiny_architecture, CLASSES).eval()
     classes = np.arange(12 * CLASSES) % CLASSES
     device = torch.device("cpu")
     with torch.inference_mode():

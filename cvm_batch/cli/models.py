@@ -94,8 +94,7 @@ def _print_bundle(bundle: Bundle, parameters: int, difference: float) -> None:
     table.add_row("digest", bundle.digest)
     table.add_row(
         "network",
-        f"{spec.architecture.cnn.name} + {spec.architecture.vt.name}, "
-        f"hidden width {spec.architecture.hidden}, {parameters:,} parameters",
+        f"{spec.architecture}, {parameters:,} parameters",
     )
     table.add_row("weights", f"{bundle.weights_bytes / 2**20:.1f} MiB in {spec.precision}")
     table.add_row("input", f"{spec.preprocessing.input_px} px")

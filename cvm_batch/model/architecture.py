@@ -1,4 +1,8 @@
-"""The shape of a network as data: what a bundle says of it. Loads neither PyTorch nor timm."""
+"""The shape of a network as data: what a bundle says of it. Loads neither PyTorch nor timm.
+
+There are two kinds: `Fusion`, CVM-Cervix itself, and `SingleNetwork`, any one network that is
+known by name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-_REFUSED_ARGS = re.compile("pretrained|checkpoint|cache_dir|num_classes|scriptable|exportable")
+# What would load weights, or what decides the classes and the outputs elsewhere.
+_REFUSED_ARGS = re.compile(
+    "pretrained|checkpoint|cache_dir|weights|num_classes|aux_logits|scriptable|exportable"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +31,7 @@ class Backbone:
     """Keyword arguments for ``timm.create_model``."""
 
     def __post_init__(self) -> None:
-        # timm takes "hf-hub:..." and local paths as names, and paths of pickled weights as
-        # arguments; a bundle describes shapes and nothing else.
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", self.name):
-            raise ValueError(f"{self.name!r} is no name of a timm model")
-        if refused := sorted(arg for arg in self.args if _REFUSED_ARGS.match(arg)):
-            raise ValueError(f"arguments that no bundle may set: {', '.join(refused)}")
+        _check(self.name, self.args)
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
         """Return the module, mapping images [n, 3, s, s] to features [n, num_features]."""
@@ -41,13 +43,28 @@ class Backbone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """All that decides the network's shape, except the number of classes."""
+class Fusion:
+    """CVM-Cervix: all that decides its shape, except the number of classes."""
 
     cnn: Backbone
     vt: Backbone
     hidden: int
     """Width of the fusion MLP's hidden layer."""
+
+    def __str__(self) -> str:
+        return f"{self.cnn.name} + {self.vt.name}, hidden width {self.hidden}"
+
+    @property
+    def input_px(self) -> int:
+        """The side that the network takes. A timm transformer has one, 224 where none is given;
+        its convolutional partner takes any."""
+        return int(self.vt.args.get("img_size", 224))
+
+    def build(self, classes: int, *, pretrained: bool = False) -> nn.Module:
+        """Return the module, mapping images [n, 3, s, s] to logits [n, classes]."""
+        from cvm_batch.model.network import CvmCervix
+
+        return CvmCervix(self, classes, pretrained=pretrained)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,21 +74,75 @@ class Architecture:
             "hidden": self.hidden,
         }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Architecture:
-        """Raises KeyError or ValueError where a field is missing or of another kind."""
-        if value["kind"] != "cvm-cervix":
-            raise ValueError(f"unknown architecture kind {value['kind']!r}")
-        return cls(
-            cnn=Backbone(**value["cnn"]),
-            vt=Backbone(**value["vt"]),
-            hidden=int(value["hidden"]),
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class SingleNetwork:
+    """One network with its own classifier, as those that CVM-Cervix is compared with."""
+
+    name: str
+    """In `comparison.registry`, or in timm."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for whoever builds it."""
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.args)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def input_px(self) -> int | None:
+        """The side that the network takes; None where it takes any.
+
+        Loads timm where the network is not among those of the comparison.
+        """
+        from cvm_batch.model.comparison.registry import input_px
+
+        return input_px(self.name, self.args)
+
+    def build(self, classes: int, *, pretrained: bool = False) -> nn.Module:
+        """Return the module, mapping images [n, 3, s, s] to logits [n, classes].
+
+        Raises UsageError where there are no pretrained weights.
+        """
+        from cvm_batch.model.comparison.building import build
+
+        return build(self.name, classes, pretrained=pretrained, args=deepcopy(dict(self.args)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "single", "name": self.name, "args": dict(self.args)}
+
+
+Architecture = Fusion | SingleNetwork
+
+
+def architecture_from_json(value: Mapping[str, Any]) -> Architecture:
+    """Raises KeyError, TypeError or ValueError where a field is missing or of another kind."""
+    match value["kind"]:
+        case "cvm-cervix":
+            return Fusion(
+                cnn=Backbone(**value["cnn"]),
+                vt=Backbone(**value["vt"]),
+                hidden=int(value["hidden"]),
+            )
+        case "single":
+            return SingleNetwork(name=value["name"], args=value["args"])
+        case kind:
+            raise ValueError(f"unknown architecture kind {kind!r}")
+
+
+def _check(name: str, args: Mapping[str, Any]) -> None:
+    # timm takes "hf-hub:..." and local paths as names, and paths of pickled weights as
+    # arguments; a bundle describes shapes and nothing else.
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+        raise ValueError(f"{name!r} is no name of a model")
+    if refused := sorted(arg for arg in args if _REFUSED_ARGS.match(arg)):
+        raise ValueError(f"arguments that no bundle may set: {', '.join(refused)}")
 
 
 # The paper leaves the hidden width open; 2240, the fused width, is the one that gives
 # its sizes of "about 120 MB" in 32 and "60 MB" in 16 bits (31,375,859 parameters).
-CVM_CERVIX = Architecture(
+CVM_CERVIX = Fusion(
     cnn=Backbone(name="legacy_xception"),
     vt=Backbone(name="deit_tiny_patch16_224"),
     hidden=2240,
@@ -79,7 +150,7 @@ CVM_CERVIX = Architecture(
 
 # A sibling of 3 M parameters for 100 px crops: an aligned Xception with four narrow
 # stages, and a DeiT of half the depth. Small enough to ship, fast enough for a laptop.
-CVM_CERVIX_MINI = Architecture(
+CVM_CERVIX_MINI = Fusion(
     cnn=Backbone(
         name="xception41",
         args={

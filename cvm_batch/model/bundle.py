@@ -30,14 +30,13 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
 from cvm_batch.errors import BundleDigestError, BundleError, BundleNotFoundError
-from cvm_batch.model.architecture import Architecture
+from cvm_batch.model.architecture import Architecture, architecture_from_json
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
-
-    from cvm_batch.model.network import CvmCervix
+    from torch import nn
 
 SCHEMA_VERSION = 1
 SPEC_FILE = "bundle.json"
@@ -111,7 +110,7 @@ class BundleSpec:
             )
         return cls(
             name=str(value["name"]),
-            architecture=Architecture.from_json(value["architecture"]),
+            architecture=architecture_from_json(value["architecture"]),
             class_names=_names(value["class_names"]),
             groups={group: _names(members) for group, members in value["groups"].items()},
             primary_group=value["primary_group"],
@@ -146,17 +145,15 @@ class Bundle:
         """Size of the weights file."""
         return (self.path / WEIGHTS_FILE).stat().st_size
 
-    def network(self) -> CvmCervix:
+    def network(self) -> nn.Module:
         """The network in fp32 with the stored weights, in evaluation mode.
 
         Raises BundleError where the weights do not fit the architecture.
         """
         from safetensors.torch import load_file
 
-        from cvm_batch.model.network import CvmCervix
-
         try:
-            network = CvmCervix(self.spec.architecture, len(self.spec.class_names))
+            network = self.spec.architecture.build(len(self.spec.class_names))
             weights = load_file(self.path / WEIGHTS_FILE)
             network.load_state_dict(weights)
         except Exception as error:  # timm and torch raise whatever the architecture leads to
@@ -213,7 +210,7 @@ def load_bundle(path: Path) -> Bundle:
 def write_bundle(
     path: Path,
     spec: BundleSpec,
-    network: CvmCervix,
+    network: nn.Module,
     sentinel_tiles: NDArray[np.uint8],
     *,
     card: str,
@@ -225,8 +222,6 @@ def write_bundle(
     """
     from safetensors.torch import save_file
 
-    from cvm_batch.model.network import CvmCervix
-
     if path.exists():
         raise BundleError(f"{path} exists already. Name another folder, or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +229,7 @@ def write_bundle(
     try:
         weights = _stored_weights(network, spec.precision)
         save_file(weights, building / WEIGHTS_FILE)
-        as_stored = CvmCervix(spec.architecture, len(spec.class_names)).eval()
+        as_stored = spec.architecture.build(len(spec.class_names)).eval()
         as_stored.load_state_dict(weights)
         probabilities = reference_probabilities(as_stored, spec.preprocessing, sentinel_tiles)
         save_arrays(
@@ -258,7 +253,7 @@ def write_bundle(
 
 
 def reference_probabilities(
-    network: CvmCervix, preprocessing: Preprocessing, tiles: NDArray[np.uint8]
+    network: nn.Module, preprocessing: Preprocessing, tiles: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """Probabilities [n, classes] of uint8 tiles [n, h, w, 3], in fp32 on the CPU."""
     import torch
@@ -281,7 +276,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stored_weights(network: CvmCervix, precision: Precision) -> dict[str, torch.Tensor]:
+def _stored_weights(network: nn.Module, precision: Precision) -> dict[str, torch.Tensor]:
     weights = {}
     for name, tensor in network.state_dict().items():
         stored = tensor.to(precision.dtype) if tensor.is_floating_point() else tensor

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 import cvm_batch
 from cvm_batch.errors import AgreementError, BundleError
@@ -18,7 +19,6 @@ from cvm_batch.model.agreement import KEEP_FP32, Agreement, Comparison
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import CARD_FILE, Bundle, write_bundle
 from cvm_batch.model.guards import SentinelGuard
-from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 from cvm_batch.tiles import Tiles
 
@@ -170,7 +170,7 @@ def told(found: Agreement) -> str:
     )
 
 
-def _rounded(network: CvmCervix) -> CvmCervix:
+def _rounded(network: nn.Module) -> nn.Module:
     """A copy in fp32 with the weights as an fp16 bundle stores them. Raises AgreementError."""
     rounded = deepcopy(network).to(_FP16.dtype).float()
     for name, weight in rounded.state_dict().items():

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvm_batch.model.architecture import Architecture
+from cvm_batch.model.architecture import Architecture, Fusion
 
 
 class CvmCervix(nn.Module):
     """Feature fusion of section 3.4: concatenate, CNN first, then Linear, GELU, Linear."""
 
-    def __init__(
-        self, architecture: Architecture, classes: int, *, pretrained: bool = False
-    ) -> None:
+    def __init__(self, architecture: Fusion, classes: int, *, pretrained: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
         self.cnn = architecture.cnn.build(pretrained=pretrained)
@@ -48,7 +46,7 @@ def parameter_count(network: nn.Module) -> int:
 def tile_gflop(architecture: Architecture, classes: int, side: int) -> float:
     """Arithmetic of one image [3, side, side] in GFLOP, a multiply-add counted as two."""
     with torch.device("meta"):
-        network = CvmCervix(architecture, classes).eval()
+        network = architecture.build(classes).eval()
         images = torch.empty(1, 3, side, side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import flop_registry
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.model.architecture import Architecture
-from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 
 _MATRIX = 4096
@@ -107,7 +106,7 @@ def bound(kernels: Sequence[Kernel], peak: Peak, precision: Precision) -> float:
 def kernels_of(architecture: Architecture, classes: int, side: int) -> list[Kernel]:
     """The kernels for images [3, side, side]."""
     with torch.device("meta"):
-        network = CvmCervix(architecture, classes).eval()
+        network = architecture.build(classes).eval()
         images = torch.empty(_BATCH, 3, side, side)
     recorder = _Recorder()
     with recorder, torch.no_grad():

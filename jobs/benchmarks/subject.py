@@ -10,10 +10,9 @@ import torch
 
 from benchmarks.reporting import made_tiles
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Backbone
+from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Backbone, Fusion
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES, PRIMARY_GROUP, cervical_groups
-from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.model.registry import find_bundle
@@ -31,7 +30,7 @@ def smallest_bundle(folder: Path) -> Bundle:
     """A new bundle in ``folder`` for what is measured around the network: 0.4 M random weights,
     input of 32 px."""
     sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    architecture = Architecture(
+    architecture = Fusion(
         cnn=Backbone(name="test_resnet"),
         vt=Backbone(name="deit_tiny_patch16_224", args=sizes),
         hidden=64,
@@ -50,7 +49,7 @@ def _random_bundle(path: Path, name: str, architecture: Architecture, side: int)
         primary_group=PRIMARY_GROUP,
         precision=Precision.FP16,
     )
-    network = CvmCervix(architecture, len(CVM_CERVIX_CLASSES))
+    network = architecture.build(len(CVM_CERVIX_CLASSES))
     return write_bundle(path, spec, network, made_tiles(8, None), card="# Random weights")
 
 

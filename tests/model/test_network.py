@@ -13,6 +13,8 @@ from cvm_batch.model.architecture import (
     CVM_CERVIX_MINI,
     Architecture,
     Backbone,
+    SingleNetwork,
+    architecture_from_json,
 )
 from cvm_batch.model.network import CvmCervix, parameter_count
 
@@ -78,15 +80,19 @@ def test_gradient_reaches_every_parameter(
         assert parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("architecture", [CVM_CERVIX, CVM_CERVIX_MINI], ids=["paper", "mini"])
+@pytest.mark.parametrize(
+    "architecture",
+    [CVM_CERVIX, CVM_CERVIX_MINI, SingleNetwork(name="vgg11", args={"mlp_ratio": 0.5})],
+    ids=["paper", "mini", "single"],
+)
 def test_architecture_survives_json(architecture: Architecture) -> None:
     value = json.loads(json.dumps(architecture.to_json()))
-    assert Architecture.from_json(value) == architecture
+    assert architecture_from_json(value) == architecture
 
 
 def test_mini_from_json_has_the_same_weights_by_name(mini_network: CvmCervix) -> None:
     value = json.loads(json.dumps(CVM_CERVIX_MINI.to_json()))
-    again = CvmCervix(Architecture.from_json(value), CLASSES)
+    again = CvmCervix(architecture_from_json(value), CLASSES)
     shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in mini_network.state_dict().items()}
 
@@ -97,6 +103,8 @@ def test_mini_from_json_has_the_same_weights_by_name(mini_network: CvmCervix) ->
         ({"kind": "resnet"}, ValueError),
         ({"hidden": "wide"}, ValueError),
         ({"cnn": {"title": "legacy_xception"}}, TypeError),
+        ({"kind": "single"}, KeyError),
+        ({"kind": "single", "name": "resnet18", "args": {"num_classes": 3}}, ValueError),
     ],
     ids=repr,
 )
@@ -104,7 +112,7 @@ def test_foreign_architectures_are_refused(
     change: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        Architecture.from_json(CVM_CERVIX.to_json() | change)
+        architecture_from_json(CVM_CERVIX.to_json() | change)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +125,13 @@ def test_foreign_architectures_are_refused(
         ("resnet18", {"pretrained": True}),
         ("resnet18", {"pretrained_cfg_overlay": {"file": "/tmp/weights.pth"}}),
         ("resnet18", {"num_classes": 3}),
+        ("alexnet", {"weights": "DEFAULT"}),
+        ("googlenet", {"aux_logits": True}),
     ],
 )
-def test_a_backbone_cannot_reach_outside_the_bundle(name: str, args: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"no name of a timm model|no bundle may set"):
-        Backbone(name=name, args=args)
+@pytest.mark.parametrize("kind", [Backbone, SingleNetwork])
+def test_no_network_reaches_outside_the_bundle(
+    kind: type[Backbone | SingleNetwork], name: str, args: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"no name of a model|no bundle may set"):
+        kind(name=name, args=args)

@@ -1,0 +1,76 @@
+"""The networks of Table 3 at the smallest input that each takes, so that tests are quick."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvm_batch.cli.demo import SLIDES
+from cvm_batch.model.architecture import SingleNetwork
+from cvm_batch.model.comparison.registry import COMPARED
+from cvm_batch.model.preprocessing import Preprocessing
+from cvm_batch.tiles import Tiles
+from tests.archives.reading import open_at
+from tests.conftest import CLASSES, coloured_tiles
+
+_SIDES = {"alexnet": 63, "inception_v3": 75}
+
+
+def smallest(name: str) -> tuple[SingleNetwork, int]:
+    """The network's architecture, and the side of its input."""
+    side, args = _SIDES.get(name, 32), dict[str, Any]()
+    if COMPARED[name].input_px:
+        args["img_size"] = side
+    # What takes seconds to write and to read, and repeats itself.
+    if name.startswith("vgg"):
+        args["mlp_ratio"] = 0.02
+    if name.startswith("vit"):
+        args["depth"] = 2
+    return SingleNetwork(name=name, args=args), side
+
+
+def shipped_cells(start: int, stop: int) -> Tiles:
+    """Real cells of native size out of the slides that come with cvm-batch."""
+    with closing(open_at(SLIDES / "frame-379c7ce2.zip")) as archive:
+        return archive.read(start, stop).tiles
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    return [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def stirred(network: nn.Module) -> nn.Module:
+    """No batch normalisation scales by 0 or by 1, as some begin."""
+    for norm in norms(network):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return network
+
+
+@torch.no_grad()
+def settled(network: nn.Module, side: int) -> nn.Module:
+    """In evaluation mode, and as if trained: batch normalisation knows what images are like,
+    and the logits of different ones differ by about 1."""
+    different = images([*shipped_cells(0, 4), *coloured_tiles(range(CLASSES))], side)
+    for norm in norms(network):
+        norm.momentum = 1.0
+        # Most of what comes to an activation passes: random layers, many of them, that cut at 0
+        # make chaos of the last bits.
+        nn.init.constant_(norm.bias, 2)
+    network.train()(different)
+    logits = network.eval()(different)
+    spread = logits.std(dim=0).mean()
+    *_, last = (part for part in network.modules() if isinstance(part, nn.Linear))
+    last.bias.copy_((last.bias - logits.mean(dim=0)) / spread)
+    last.weight.div_(spread)
+    return network
+
+
+def images(tiles: Tiles, side: int) -> torch.Tensor:
+    """Normalised images float32 [n, 3, side, side]."""
+    preprocessing = Preprocessing(input_px=side)
+    resized = preprocessing.resize(tiles, torch.device("cpu"))
+    return preprocessing.normalise(resized, torch.float32)
