@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.engine import default_device
-from cvm_batch.model.network import CvmCervix
 from cvm_batch.training.augment import ATTITUDES, augment, in_attitudes
 from cvm_batch.training.checkpoints import Checkpoints
 from cvm_batch.training.data import LabelledCells
@@ -69,7 +68,7 @@ class Epoch:
 class Trained:
     """The network of the best epoch."""
 
-    network: CvmCervix
+    network: nn.Module
     """In fp32 on the CPU, in evaluation mode."""
     best: Epoch
     epochs: tuple[Epoch, ...]
@@ -88,7 +87,7 @@ def train(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     checkpoints: Checkpoints | None = None,
     workers: Workers = ALONE,
-    pretrained: Callable[[CvmCervix], None] = lambda network: None,
+    pretrained: Callable[[nn.Module], None] = lambda network: None,
 ) -> Trained:
     """Train on ``split.train`` and keep the epoch that is best on ``split.validation``.
 
@@ -129,7 +128,7 @@ class _Loop:
         split: Split,
         device: torch.device,
         workers: Workers,
-        pretrained: Callable[[CvmCervix], None],
+        pretrained: Callable[[nn.Module], None],
     ) -> None:
         self._recipe = recipe
         self._cells = cells
@@ -142,7 +141,7 @@ class _Loop:
             load_images(cells, side, recipe.preprocessing, device)
             for side in (split.train, split.validation)
         )
-        network = CvmCervix(recipe.architecture, len(cells.class_names))
+        network = recipe.architecture.build(len(cells.class_names))
         pretrained(network)
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._average = (
@@ -159,8 +158,8 @@ class _Loop:
     def autocasts(self) -> bool:
         return self._stepper.autocasts
 
-    def best_network(self) -> CvmCervix:
-        network = CvmCervix(self._recipe.architecture, len(self._cells.class_names))
+    def best_network(self) -> nn.Module:
+        network = self._recipe.architecture.build(len(self._cells.class_names))
         network.load_state_dict(self._best)
         return network.to(memory_format=torch.contiguous_format).eval()
 

@@ -14,12 +14,12 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import cvm_batch
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
-from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
 from cvm_batch.training.data import LabelledCells, read_tile
@@ -107,14 +107,14 @@ def choose_sentinels(
     return np.stack(list(islice((tile for tile in turns if tile is not None), count)))
 
 
-def _as_stored(network: CvmCervix, precision: Precision) -> CvmCervix:
+def _as_stored(network: nn.Module, precision: Precision) -> nn.Module:
     """The network in fp32, with the weights rounded as the bundle rounds them."""
     rounded = deepcopy(network).to(precision.dtype).float()
     return rounded.to(default_device()).eval()
 
 
 def _evaluate(
-    network: CvmCervix, cells: LabelledCells, positions: NDArray[np.int64], recipe: Recipe
+    network: nn.Module, cells: LabelledCells, positions: NDArray[np.int64], recipe: Recipe
 ) -> Evaluation:
     images = load_images(cells, positions, recipe.preprocessing, default_device())
     return evaluate(

@@ -134,14 +134,9 @@ class Recipe:
                 raise ValueError(f"group {group!r} names unknown classes: {sorted(unknown)}")
 
     def _check_input_size(self) -> None:
-        # A timm transformer has one input size, 224 where none is given; its convolutional
-        # partner takes any, so that only the transformer can contradict.
-        takes = int(self.architecture.vt.args.get("img_size", 224))
-        if takes != self.preprocessing.input_px:
-            raise ValueError(
-                f"the transformer takes {takes} px, and preprocessing gives "
-                f"{self.preprocessing.input_px} px"
-            )
+        takes, given = self.architecture.input_px, self.preprocessing.input_px
+        if takes is not None and takes != given:
+            raise ValueError(f"the network takes {takes} px, and preprocessing gives {given} px")
 
     @property
     def fingerprint(self) -> str:

@@ -45,7 +45,7 @@ def test_the_mini_recipe_fits_its_network() -> None:
         ({"shares": (0.5, 0.2, 0.2)}, "add up to 1"),
         ({"shares": (1.0, 0.0, 0.0)}, "above zero"),
         ({"stored": Precision.BF16}, "fp32 or fp16"),
-        ({"preprocessing": Preprocessing(input_px=224)}, "transformer takes 32 px"),
+        ({"preprocessing": Preprocessing(input_px=224)}, "network takes 32 px"),
     ],
 )
 def test_contradictions_are_refused(
