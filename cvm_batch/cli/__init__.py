@@ -15,6 +15,7 @@ import click
 import cvm_batch
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.demo import demo
+from cvm_batch.cli.evaluate import evaluate
 from cvm_batch.cli.export import export
 from cvm_batch.cli.inspect import inspect
 from cvm_batch.cli.models import models
@@ -46,7 +47,7 @@ def cli() -> None:
 _RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
 _RESULTS = (worklist, query)
-_MODELS = (models, train, export)
+_MODELS = (models, train, evaluate, export)
 for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
     cli.add_command(command)
 

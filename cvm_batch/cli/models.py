@@ -20,7 +20,8 @@ def models(context: click.Context, as_json: bool) -> None:
     """List the bundles that are known by name.
 
     Those shipped with cvm-batch, and those in the folder that the environment variable
-    CVM_BATCH_MODELS names. Every digest is verified.
+    CVM_BATCH_MODELS names (by default ~/.local/share/cvm-batch/models). Every digest is
+    verified.
     """
     if context.invoked_subcommand is not None:
         return
@@ -82,6 +83,85 @@ def show(bundle: str, as_json: bool) -> None:
         )
     else:
         _print_bundle(found, parameters, difference)
+
+
+@models.command()
+@click.argument("bundle")
+@click.argument("name")
+def promote(bundle: str, name: str) -> None:
+    """Register BUNDLE, a folder or a known name, as NAME: `submit --model NAME` then takes it.
+
+    A copy is kept, and what NAME meant before can be rolled back to. The sentinel tiles are
+    verified on this machine's CPU first.
+    """
+    from cvm_batch.model.registry import find_bundle
+    from cvm_batch.model.registry import promote as register
+
+    found = find_bundle(bundle)
+    _verify(found)
+    entry = register(found, name)
+    click.echo(f"{name} is {found.spec.name} {entry.digest[:12]} from now on.")
+
+
+@models.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def history(name: str | None, as_json: bool) -> None:
+    """List what was registered as NAME, or as any name, the newest last."""
+    from dataclasses import asdict
+
+    from cvm_batch.model.registry import history as entries_of
+
+    entries = entries_of(name)
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("at (UTC)", "name", "digest", "by"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(entry.at, entry.name, entry.digest[:12], entry.by)
+    STDOUT.print(table)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--to", "digest", metavar="DIGEST", help="Its first digits; default: the one before.")
+def rollback(name: str, digest: str | None) -> None:
+    """Let NAME mean an earlier bundle again."""
+    from cvm_batch.model.registry import roll_back
+
+    entry = roll_back(name, digest)
+    click.echo(f"{name} is {entry.digest[:12]} again.")
+
+
+@models.command()
+@click.argument("url")
+@click.option("--sha256", required=True, metavar="HEX", help="Of the archive.")
+@click.option("--name", metavar="NAME", help="Register it as NAME; default: the bundle's own.")
+def pull(url: str, sha256: str, name: str | None) -> None:
+    """Fetch a bundle in a tar or zip archive from URL, verify it, and register it.
+
+    URL is a path, http(s)://, s3://, gs:// or az://. The archive's digest, the bundle's digests
+    and its sentinel tiles are verified before anything is registered.
+    """
+    from cvm_batch.model.pulling import pulled
+    from cvm_batch.model.registry import promote as register
+
+    with pulled(url, sha256) as found:
+        _verify(found)
+        entry = register(found, name or found.spec.name)
+    click.echo(f"{entry.name} is {entry.digest[:12]} from now on.")
+
+
+def _verify(bundle: Bundle) -> None:
+    """Raises SentinelError where this machine's CPU does not reproduce it."""
+    import torch
+
+    from cvm_batch.model.backends.starting import start_engine
+    from cvm_batch.model.precision import Precision
+
+    start_engine(bundle, device=torch.device("cpu"), precision=Precision.FP32).close()
 
 
 def _print_bundle(bundle: Bundle, parameters: int, difference: float) -> None:

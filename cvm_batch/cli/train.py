@@ -7,40 +7,139 @@ from pathlib import Path
 
 import click
 
+from cvm_batch.cli.console import STDOUT
+
 
 @click.command()
 @click.option(
     "--data",
-    required=True,
+    multiple=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Labelled cells: a folder with cells.csv in it, or one sub-folder for each class.",
+    help="Labelled cells, in one of the layouts of the README; several are taken together.",
 )
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME", help="A named recipe.")
+@click.option("--recipe", "recipe_name", metavar="NAME", help="A named recipe; see --list.")
 @click.option(
     "--out",
-    required=True,
     metavar="BUNDLE_DIR",
     type=click.Path(path_type=Path),
     help="The new folder that the bundle is written to.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
-def train(data: Path, recipe_name: str, out: Path, epochs: int | None, seed: int | None) -> None:
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Safetensors of the whole network to begin with, as a bundle's model.safetensors.",
+)
+@click.option(
+    "--pretrained-cnn",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Safetensors of timm's CNN to begin with.",
+)
+@click.option(
+    "--pretrained-vt",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Safetensors of timm's visual transformer to begin with.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Workers on a Ray cluster.")
+@click.option("--gpus", is_flag=True, help="With --workers: one GPU for each.")
+@click.option("--address", help="With --workers: of the Ray cluster.")
+@click.option("--promote", metavar="NAME", help="Register the bundle under this name.")
+@click.option("--no-report", is_flag=True, help="Write no page of figures.")
+@click.option("--check", is_flag=True, help="Say what is in the data, and train nothing.")
+@click.option("--list", "list_recipes", is_flag=True, help="List the named recipes.")
+def train(
+    data: tuple[Path, ...],
+    recipe_name: str | None,
+    out: Path | None,
+    epochs: int | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    pretrained: Path | None,
+    pretrained_cnn: Path | None,
+    pretrained_vt: Path | None,
+    workers: int | None,
+    gpus: bool,
+    address: str | None,
+    promote: str | None,
+    no_report: bool,
+    check: bool,
+    list_recipes: bool,
+) -> None:
     """Train a named recipe on labelled cells and write a bundle.
 
-    Cells of one microscope frame stay together, the same frames are held back whatever
+    The same command goes on where it was interrupted. The same cells are held back whatever
     the seed, and the model card gives the figures on them.
     """
     # torch takes seconds to import, and `cvm-batch --help` need not wait for it.
-    from cvm_batch.training.recipes import find_recipe
-    from cvm_batch.training.run import train_bundle
+    from cvm_batch.training.datasets import load_cells
+    from cvm_batch.training.elsewhere import OnRay
+    from cvm_batch.training.pretrained import Pretrained
+    from cvm_batch.training.recipes import RECIPES, find_recipe, overridden
+    from cvm_batch.training.report import check_installed
+    from cvm_batch.training.run import train_bundle, train_here
 
-    recipe = find_recipe(recipe_name)
+    if list_recipes:
+        _print_recipes(RECIPES)
+        return
+    if not data:
+        raise click.UsageError("Name the labelled cells with --data DIR.")
+    if check:
+        for line in load_cells(*data).report():
+            click.echo(line)
+        return
+    if recipe_name is None or out is None:
+        raise click.UsageError("Name a recipe with --recipe and the bundle's folder with --out.")
+    if (gpus or address) and workers is None:
+        raise click.UsageError("--gpus and --address go with --workers.")
+    recipe = overridden(find_recipe(recipe_name), settings)
     recipe = replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
         seed=recipe.seed if seed is None else seed,
     )
-    published = train_bundle(data, recipe, out, say=click.echo)
+    if not no_report:
+        check_installed()
+    if promote is not None:
+        from cvm_batch.model.registry import check_name
+
+        check_name(promote)
+    published = train_bundle(
+        data,
+        recipe,
+        out,
+        pretrained=Pretrained(whole=pretrained, cnn=pretrained_cnn, vt=pretrained_vt),
+        trainer=OnRay(workers=workers, gpus=gpus, address=address) if workers else train_here,
+        report=not no_report,
+        say=click.echo,
+    )
     click.echo(f"Bundle {published.bundle.spec.name} written to {published.bundle.path}")
+    if promote is not None:
+        from cvm_batch.model.registry import promote as register
+
+        entry = register(published.bundle, promote)
+        click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
+
+
+def _print_recipes(recipes: object) -> None:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    assert isinstance(recipes, Mapping)
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "network", "input", "epochs", "batch", "learning rate", "split"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes.values():
+        table.add_row(
+            recipe.name,
+            str(recipe.architecture),
+            f"{recipe.preprocessing.input_px} px",
+            str(recipe.epochs),
+            str(recipe.batch_size),
+            f"{recipe.learning_rate:g}, {recipe.schedule}",
+            str(recipe.split),
+        )
+    STDOUT.print(table)

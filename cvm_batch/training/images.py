@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.model.preprocessing import Preprocessing
-from cvm_batch.training.data import LabelledCells, read_tile
+from cvm_batch.training.datasets import LabelledCells
 
 _CHUNK = 512
 
@@ -50,6 +50,5 @@ def _blocks(
     # Pillow gives up the interpreter's lock while it decodes.
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for start in range(0, len(positions), _CHUNK):
-            paths = [cells.paths[at] for at in positions[start : start + _CHUNK]]
-            tiles = list(pool.map(read_tile, paths))
+            tiles = list(pool.map(cells.read, positions[start : start + _CHUNK].tolist()))
             yield preprocessing.resize(tiles, device)

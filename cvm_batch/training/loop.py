@@ -24,7 +24,7 @@ from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.engine import default_device
 from cvm_batch.training.augment import ATTITUDES, augment, in_attitudes
 from cvm_batch.training.checkpoints import Checkpoints
-from cvm_batch.training.data import LabelledCells
+from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.metrics import measure
 from cvm_batch.training.recipe import ClassWeighting, Recipe, Schedule
@@ -301,7 +301,7 @@ def _class_weights(recipe: Recipe, cells: LabelledCells, split: Split) -> Tensor
     counts = np.bincount(cells.labels[split.train], minlength=len(cells.class_names))
     if absent := [cells.class_names[place] for place in np.flatnonzero(counts == 0)]:
         raise DataSetError(
-            f"No training image of {', '.join(absent)} in {cells.root}: the few groups with "
+            f"No training image of {', '.join(absent)} in {cells.where}: the few groups with "
             "these classes went to validation and test. Give more, or another split seed."
         )
     power = {

@@ -22,7 +22,7 @@ from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
-from cvm_batch.training.data import LabelledCells, read_tile
+from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.evaluation import Evaluation, evaluate
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import Trained
@@ -97,7 +97,7 @@ def choose_sentinels(
 
     All are of the commonest size among the cells at ``positions``. Raises DataSetError.
     """
-    tiles = [read_tile(cells.paths[position]) for position in positions]
+    tiles = [cells.read(position) for position in positions]
     shape = Counter(tile.shape for tile in tiles).most_common(1)[0][0]
     queues: list[list[NDArray[np.uint8]]] = [[] for _ in cells.class_names]
     for tile, label in zip(tiles, cells.labels[positions], strict=True):

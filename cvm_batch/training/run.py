@@ -1,43 +1,193 @@
-"""One training from end to end: data, split, loop, bundle."""
+"""One training from end to end: data, split, loop, bundle, report.
+
+    OUT/                                  the bundle
+    OUT.training/<recipe>-<fingerprint>/  what led to it
+      split.csv                           every cell and its side
+      data.txt                            what was found in the data, and skipped
+      checkpoints/                        the last two, gone once the bundle is there
+      evaluation.json, report.html        figures, for programs and for people
+      tensorboard/                        curves, where TensorBoard is installed
+
+The fingerprint is of the recipe and the data, so that a changed one begins anew and the
+same one goes on where it was interrupted.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleError
-from cvm_batch.training.data import load_cells
-from cvm_batch.training.loop import train
+from cvm_batch.training.checkpoints import Checkpoints
+from cvm_batch.training.curves import Curves
+from cvm_batch.training.datasets import LabelledCells, load_cells
+from cvm_batch.training.datasets.labelled import file_digest
+from cvm_batch.training.loop import Epoch, Trained, train
+from cvm_batch.training.pretrained import AT_RANDOM, Pretrained
 from cvm_batch.training.publish import Published, publish
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.splits import make_split
+from cvm_batch.training.splits import Split, make_split, write_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a training needs, on whichever process or node it runs. Pickles."""
+
+    data: tuple[Path, ...]
+    """Folders of labelled cells that are taken together."""
+    recipe: Recipe
+    folder: Path
+    """Of this training alone; every worker must see it."""
+    pretrained: Pretrained = field(default_factory=Pretrained)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
+
+    def cells(self) -> LabelledCells:
+        """Raises DataSetError."""
+        return load_cells(*self.data).regrouped(self.recipe.classes)
+
+    def split(self, cells: LabelledCells) -> Split:
+        """Raises DataSetError."""
+        recipe = self.recipe
+        return make_split(
+            recipe.split, cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares
+        )
+
+
+class Trainer(Protocol):
+    """Runs a job's loop somewhere; `train_here` and `jobs.train.on_ray`."""
+
+    def __call__(
+        self, job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
+    ) -> Trained: ...
+
+
+def train_here(
+    job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
+) -> Trained:
+    """In this process, on the first GPU or the CPUs that it may use."""
+    # torch counts the machine's processors, not those that a container may use.
+    torch.set_num_threads(usable_cpus())
+    return train(
+        job.recipe,
+        cells,
+        split,
+        on_epoch=on_epoch,
+        checkpoints=job.checkpoints,
+        pretrained=job.pretrained.load,
+    )
 
 
 def train_bundle(
-    data: Path, recipe: Recipe, out: Path, *, say: Callable[[str], None] = lambda line: None
+    data: tuple[Path, ...],
+    recipe: Recipe,
+    out: Path,
+    *,
+    pretrained: Pretrained = AT_RANDOM,
+    trainer: Trainer = train_here,
+    report: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Published:
-    """Train ``recipe`` on the labelled set in ``data``; write the bundle to ``out``.
+    """Train ``recipe`` on the labelled sets in ``data``; write the bundle to ``out``.
 
-    ``say`` gets lines of progress. Raises DataSetError, BundleError, RunAbortedError.
+    The same call goes on where an earlier one was interrupted. ``say`` gets lines of
+    progress. Raises DataSetError, BundleError, RunAbortedError.
     """
     _prepare_out(out)
-    # torch counts the machine's processors, not those that a container may use.
-    torch.set_num_threads(usable_cpus())
-    cells = load_cells(data).regrouped(recipe.classes)
-    split = make_split(
-        recipe.split, cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares
-    )
+    cells = load_cells(*data).regrouped(recipe.classes)
+    for line in cells.report():
+        say(line)
+    job = _job(data, recipe, out, cells, pretrained)
+    split = job.split(cells)
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
-    say(f"{data}: {len(cells)} cells of {len(cells.class_names)} classes: {sides}")
-    trained = train(recipe, cells, split, on_epoch=lambda epoch: say(str(epoch)))
+    say(f"split {split.kind}, seed {split.seed}: {sides}; training in {job.folder}")
+    _describe(job, cells, split)
+    with ExitStack() as stack:
+        curves = stack.enter_context(Curves(job.folder / "tensorboard"))
+
+        def on_epoch(epoch: Epoch) -> None:
+            curves.add(epoch)
+            say(str(epoch))
+
+        trained = trainer(job, cells, split, on_epoch)
     published = publish(out, trained, recipe, cells, split)
+    _write_figures(job, trained, published)
+    if report:
+        _write_report(job, trained, published, cells, split)
+        say(f"figures, curves and galleries: {job.folder / 'report.html'}")
+    shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
     say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
     for line in published.test.metrics.lines():
         say(line)
     return published
+
+
+def _job(
+    data: tuple[Path, ...], recipe: Recipe, out: Path, cells: LabelledCells, pretrained: Pretrained
+) -> Job:
+    parts = [recipe.fingerprint, cells.digest, *map(file_digest, pretrained.files)]
+    fingerprint = sha256(" ".join(parts).encode()).hexdigest()[:12]
+    folder = out.with_name(f"{out.name}.training") / f"{recipe.name}-{fingerprint}"
+    return Job(data=data, recipe=recipe, folder=folder.absolute(), pretrained=pretrained)
+
+
+def _describe(job: Job, cells: LabelledCells, split: Split) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    names = [image.name for image in cells.images]
+    write_split(
+        job.folder / "split.csv", split, names, cells.class_names, cells.labels, cells.groups
+    )
+    (job.folder / "data.txt").write_text("\n".join(cells.report()) + "\n")
+    (job.folder / "recipe.json").write_text(json.dumps(job.recipe.to_json(), indent=2) + "\n")
+
+
+def _write_figures(job: Job, trained: Trained, published: Published) -> None:
+    figures: dict[str, Any] = {
+        "recipe": job.recipe.to_json(),
+        "bundle": {
+            "name": published.bundle.spec.name,
+            "digest": published.bundle.digest,
+            "weights_bytes": published.bundle.weights_bytes,
+        },
+        "device": trained.device,
+        "precision": trained.precision,
+        "best_epoch": trained.best.number,
+        "epochs": [asdict(epoch) for epoch in trained.epochs],
+        "validation": published.validation.to_json(),
+        "test": published.test.to_json(),
+    }
+    (job.folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _write_report(
+    job: Job, trained: Trained, published: Published, cells: LabelledCells, split: Split
+) -> None:
+    from cvm_batch.training.report import write_report
+
+    write_report(
+        job.folder / "report.html",
+        published.bundle,
+        {
+            side: (evaluation, split.sides()[side])
+            for side, evaluation in (
+                ("test", published.test),
+                ("validation", published.validation),
+            )
+        },
+        cells,
+        epochs=trained.epochs,
+    )
 
 
 def _prepare_out(out: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.bundle import reference_probabilities
-from cvm_batch.training.data import LabelledCells, load_cells, read_tile
+from cvm_batch.training.datasets import LabelledCells, load_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import Epoch, Trained, rate_factor, train
 from cvm_batch.training.recipe import ClassWeighting, Recipe, Schedule
@@ -55,10 +55,8 @@ def test_a_tiny_network_learns_colours(
     assert trained.best.validation_macro_f1 == max(e.validation_macro_f1 for e in epochs)
     assert not trained.network.training
 
-    tiles = np.stack([read_tile(p) for p in cells.paths if read_tile(p).shape[0] == 40])
-    labels = [
-        y for p, y in zip(cells.paths, cells.labels, strict=True) if read_tile(p).shape[0] == 40
-    ]
+    of_size = [at for at in range(len(cells)) if cells.read(at).shape[0] == 40]
+    tiles, labels = np.stack([cells.read(at) for at in of_size]), cells.labels[of_size]
     probabilities = reference_probabilities(trained.network, tiny_recipe.preprocessing, tiles)
     assert (probabilities.argmax(axis=1) == labels).mean() > 0.9
 
@@ -99,7 +97,7 @@ def test_images_are_those_that_the_engine_sees(tiny_recipe: Recipe, cells: Label
     positions = np.array([7, 3])
     images = load_images(cells, positions, tiny_recipe.preprocessing, CPU)
     for image, position in zip(images, positions, strict=True):
-        tile = read_tile(cells.paths[position])
+        tile = cells.read(int(position))
         assert torch.equal(image, tiny_recipe.preprocessing.resize(tile[None], CPU)[0])
 
 

@@ -18,7 +18,7 @@ from cvm_batch.model.bundle import CARD_FILE, load_bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.training import recipes as recipes_module
 from cvm_batch.training.card import percent
-from cvm_batch.training.data import load_cells
+from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.publish import choose_sentinels
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.run import train_bundle
@@ -34,7 +34,7 @@ def out(
     """A bundle trained for two epochs."""
     threads = torch.get_num_threads()
     path = tmp_path_factory.mktemp("trained") / "deep" / "tiny"
-    train_bundle(data, tiny_recipe, path)
+    train_bundle((data,), tiny_recipe, path, report=False)
     yield path
     torch.set_num_threads(threads)
 
@@ -85,10 +85,10 @@ def test_an_existing_folder_is_refused_before_training(
 ) -> None:
     said: list[str] = []
     with pytest.raises(BundleError, match="exists already"):
-        train_bundle(data, tiny_recipe, tmp_path, say=said.append)
+        train_bundle((data,), tiny_recipe, tmp_path, say=said.append)
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="cannot be made"):
-        train_bundle(data, tiny_recipe, tmp_path / "file" / "bundle", say=said.append)
+        train_bundle((data,), tiny_recipe, tmp_path / "file" / "bundle", say=said.append)
     assert not said
 
 
@@ -115,7 +115,7 @@ def test_the_command_trains_and_says_so(
         command, [*arguments, "--epochs", "1", "--seed", "3"], catch_exceptions=False
     )
     assert result.exit_code == 0
-    assert "120 cells of 3 classes: 72 train, 24 validation, 24 test" in result.output
+    assert "split grouped, seed 0: 72 train, 24 validation, 24 test" in result.output
     assert "epoch 1/1: loss" in result.output
     assert f"Bundle mine written to {tmp_path / 'mine'}" in result.output
     recipe = load_bundle(tmp_path / "mine").spec.provenance["recipe"]
@@ -131,7 +131,7 @@ def test_the_command_knows_its_recipes(tmp_path: Path) -> None:
 def test_one_seed_gives_one_bundle(tmp_path: Path, tiny_recipe: Recipe) -> None:
     data = write_cells(tmp_path / "data", frames=5)
     digests = {
-        train_bundle(data, tiny_recipe, tmp_path / folder / "tiny").bundle.digest
+        train_bundle((data,), tiny_recipe, tmp_path / folder / "tiny", report=False).bundle.digest
         for folder in ("one", "two")
     }
     assert len(digests) == 1

@@ -8,8 +8,13 @@ import pytest
 from PIL import Image
 
 from cvm_batch.errors import DataSetError
-from cvm_batch.training.data import class_order, load_cells, read_tile
+from cvm_batch.training.datasets import LabelledCells, load_cells
+from cvm_batch.training.datasets.labelled import class_order, read_tile
 from tests.training.conftest import COLUMNS, write_cells, write_table
+
+
+def names(cells: LabelledCells) -> list[str]:
+    return sorted(image.name for image in cells.images)
 
 
 @pytest.fixture
@@ -22,12 +27,12 @@ def test_a_table_gives_labels_frames_and_ids(data: Path) -> None:
     cells = load_cells(data)
     assert len(cells) == 120
     assert cells.class_names == ("ASC-H", "HSIL", "NILM")
-    assert cells.files[1] == "HSIL/0001.jpg"
+    assert cells.images[1].name == "HSIL/0001.jpg"
     assert cells.labels[:3].tolist() == [2, 1, 0]
     assert cells.groups[11:13] == ("frame0", "frame1")
     assert cells.grouped_by == "frame"
     assert cells.cell_ids[1] == "0001"
-    assert cells.paths[1] == data / "HSIL/0001.jpg"
+    np.testing.assert_array_equal(cells.read(1), read_tile(data / "HSIL/0001.jpg"))
 
 
 def test_folders_alone_give_labels(own: Path) -> None:
@@ -36,7 +41,7 @@ def test_folders_alone_give_labels(own: Path) -> None:
     cells = load_cells(own)
     assert len(cells) == 120
     assert cells.class_names == ("ASC-H", "HSIL", "NILM")
-    assert set(cells.files) == set(load_cells(write_cells(own)).files)
+    assert names(cells) == names(load_cells(write_cells(own)))
     assert len(set(cells.groups)) == 120
 
 
@@ -44,7 +49,7 @@ def test_without_frames_identical_files_stay_together(own: Path) -> None:
     (own / "cells.csv").unlink()
     shutil.copy(own / "NILM/0000.jpg", own / "NILM/copy.jpg")
     cells = load_cells(own)
-    group = dict(zip(cells.files, cells.groups, strict=True))
+    group = {image.name: g for image, g in zip(cells.images, cells.groups, strict=True)}
     assert group["NILM/copy.jpg"] == group["NILM/0000.jpg"]
     assert len(set(cells.groups)) == 120
     assert cells.grouped_by == "file"

@@ -1,0 +1,242 @@
+"""A labelled set of cell images, whichever layout it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cvm_batch.errors import DataSetError
+from cvm_batch.model.bundle import file_sha256
+from cvm_batch.model.classes import CVM_CERVIX_CLASSES
+
+
+class CellImage(Protocol):
+    """Where one cell's pixels are."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its data set; with forward slashes where it is a path."""
+        ...
+
+    def read(self) -> NDArray[np.uint8]:
+        """Decode it at its own size, as uint8 RGB [h, w, 3]. Raises DataSetError."""
+        ...
+
+    def digest(self) -> str:
+        """Of its content; equal where two cells are the same image. Raises DataSetError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A crop in a file of its own."""
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    def read(self) -> NDArray[np.uint8]:
+        return read_tile(self.path)
+
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledCells:
+    """n cells. Make one with `load_cells`."""
+
+    where: str
+    """The folders that it was read from, for people."""
+    images: tuple[CellImage, ...]
+    labels: NDArray[np.int64]
+    """[n], positions in ``class_names``."""
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...]
+    """[n], what must not be torn apart: frame, cluster image, or the image itself. Images
+    with the same content are in one group."""
+    grouped_by: str
+    """What a group is, for people: ``frame``, ``cluster image``, ``file`` ..."""
+    cell_ids: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    """What was found and not taken: a name, and why."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """The cell's own pixels, uint8 RGB [h, w, 3]. Raises DataSetError."""
+        return self.images[position].read()
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """[n], of the contents. Raises DataSetError."""
+        return tuple(image.digest() for image in self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over each image's name, content and label, in the order of the names."""
+        rows = sorted(
+            (image.name, digest, self.class_names[label])
+            for image, digest, label in zip(self.images, self.digests, self.labels, strict=True)
+        )
+        return hashlib.sha256("".join("\0".join(row) + "\n" for row in rows).encode()).hexdigest()
+
+    def duplicates(self) -> list[tuple[int, ...]]:
+        """Positions of images with the same content, each set of them once."""
+        positions = defaultdict(list)
+        for position, digest in enumerate(self.digests):
+            positions[digest].append(position)
+        return [tuple(found) for found in positions.values() if len(found) > 1]
+
+    def report(self) -> list[str]:
+        """For people: what was found, what was skipped and why, duplicates."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        groups = len(set(self.groups))
+        lines = [
+            f"{self.where}: {len(self)} cells of {len(self.class_names)} classes "
+            f"in {groups} groups (by {self.grouped_by})",
+            *(f"  {name}: {count}" for name, count in zip(self.class_names, counts, strict=True)),
+        ]
+        for why, count in Counter(why for _, why in self.skipped).items():
+            first = next(name for name, reason in self.skipped if reason == why)
+            lines.append(f"  skipped {count}, {why}: {first}{' ...' if count > 1 else ''}")
+        if found := self.duplicates():
+            across = [same for same in found if len({self.labels[at] for at in same}) > 1]
+            lines.append(
+                f"  {sum(map(len, found))} images are byte-identical to others, in {len(found)} "
+                f"sets; {len(across)} sets lie across classes"
+            )
+            lines += [
+                "  across classes: "
+                + ", ".join(
+                    f"{self.images[at].name} ({self.class_names[self.labels[at]]})" for at in same
+                )
+                for same in across
+            ]
+        return lines
+
+    def regrouped(self, classes: Mapping[str, Sequence[str]]) -> LabelledCells:
+        """The cells under the names of ``classes``, each of which takes in some of the data's.
+
+        Empty ``classes`` leave all as it is. Cells of other classes are skipped. Raises
+        DataSetError where nothing of one class is there.
+        """
+        if not classes:
+            return self
+        new_of = {old: new for new, members in classes.items() for old in members}
+        # Data that bears the new names already is as welcome.
+        new_of |= {new: new for new in classes if new in self.class_names}
+        names = [new_of.get(self.class_names[label]) for label in self.labels]
+        if absent := sorted(set(classes) - set(names)):
+            raise DataSetError(
+                f"{self.where} has no cells of {', '.join(absent)}, which would be "
+                f"{'; '.join(', '.join(classes[name]) for name in absent)}. It has "
+                f"{', '.join(self.class_names)}. Take another recipe, or put the folders right."
+            )
+        kept = [place for place, name in enumerate(names) if name is not None]
+        left_out = [name for name in self.class_names if name not in new_of]
+        class_names = tuple(classes)
+        return replace(
+            self,
+            images=tuple(self.images[place] for place in kept),
+            labels=np.array([class_names.index(names[p] or "") for p in kept], dtype=np.int64),
+            class_names=class_names,
+            groups=tuple(self.groups[place] for place in kept),
+            cell_ids=tuple(self.cell_ids[place] for place in kept),
+            skipped=self.skipped + tuple((name, "of a class not asked for") for name in left_out),
+        )
+
+
+def labelled(
+    where: str,
+    images: Sequence[CellImage],
+    names: Sequence[str],
+    groups: Sequence[str],
+    *,
+    grouped_by: str,
+    cell_ids: Sequence[str],
+    skipped: Sequence[tuple[str, str]] = (),
+) -> LabelledCells:
+    """The set of these cells, ``names`` being their classes; duplicates join their groups.
+
+    Raises DataSetError for fewer than two classes, or files that cannot be read.
+    """
+    class_names = class_order(names)
+    if len(class_names) < 2:
+        raise DataSetError(
+            f"{where} holds {len(images)} images of {len(class_names)} classes, and training "
+            "takes two classes at least. Give a folder with cells.csv in it, or one with a "
+            "sub-folder of images for each class."
+        )
+    position = {name: place for place, name in enumerate(class_names)}
+    cells = LabelledCells(
+        where=where,
+        images=tuple(images),
+        labels=np.array([position[name] for name in names], dtype=np.int64),
+        class_names=class_names,
+        groups=tuple(groups),
+        grouped_by=grouped_by,
+        cell_ids=tuple(cell_ids),
+        skipped=tuple(skipped),
+    )
+    return replace(cells, groups=_joined(cells))
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The paper's order for its classes, then any others by name."""
+    place = {name: position for position, name in enumerate(CVM_CERVIX_CLASSES)}
+    return tuple(sorted(set(names), key=lambda name: (place.get(name, len(place)), name)))
+
+
+def read_tile(path: Path) -> NDArray[np.uint8]:
+    """Decode one image at its own size, as uint8 RGB [h, w, 3]. Raises DataSetError."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    # Pillow's decoders raise errors of many kinds on damaged files, SyntaxError among them.
+    except Exception as error:
+        raise DataSetError(
+            f"{path} does not decode as an image ({error}). "
+            "Fetch it again, or take it out of the data set."
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. Raises DataSetError."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataSetError(
+            f"{path} cannot be read ({error.strerror}). Fetch it again, "
+            "or take it out of the data set."
+        ) from error
+
+
+def _joined(cells: LabelledCells) -> tuple[str, ...]:
+    """Groups in which the same image lies become one, under the name of the first."""
+    name_of: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while group in name_of:
+            group = name_of[group]
+        return group
+
+    for same in cells.duplicates():
+        first = root(cells.groups[same[0]])
+        for position in same[1:]:
+            if (other := root(cells.groups[position])) != first:
+                name_of[other] = first
+    return tuple(root(group) for group in cells.groups)

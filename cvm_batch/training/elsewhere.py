@@ -1,0 +1,94 @@
+"""A training's loop in other processes: this one starts `jobs/train.py` and watches its files.
+
+Only jobs/ and the Ray executor import Ray, and a job is found by its place
+(docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import cvm_batch
+from cvm_batch.errors import RunAbortedError
+from cvm_batch.training.datasets import LabelledCells
+from cvm_batch.training.loop import Epoch, Trained
+from cvm_batch.training.run import Job
+from cvm_batch.training.splits import Split
+
+EPOCHS_FILE = "epochs.jsonl"
+TRAINED_FILE = "trained.pt"
+_JOB_FILE = "job.pickle"
+_WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay:
+    """Trains on the workers of a Ray cluster; a `Trainer`."""
+
+    workers: int
+    gpus: bool = False
+    """One for each worker."""
+    address: str | None = None
+    """Of the cluster; None starts one on this machine."""
+
+    def __call__(
+        self, job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
+    ) -> Trained:
+        """Raises RunAbortedError where the workers fail for good."""
+        (job.folder / TRAINED_FILE).unlink(missing_ok=True)
+        (job.folder / _JOB_FILE).write_bytes(pickle.dumps(job))
+        command = [sys.executable, str(job_file("train.py")), str(job.folder / _JOB_FILE)]
+        command += ["--workers", str(self.workers)]
+        command += ["--gpus"] * self.gpus + (["--address", self.address] if self.address else [])
+        over = threading.Event()
+        watcher = threading.Thread(
+            target=_watch, args=(job.folder / EPOCHS_FILE, on_epoch, over), name="epochs"
+        )
+        watcher.start()
+        try:
+            code = subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+        finally:
+            over.set()
+            watcher.join()
+        if code:
+            raise RunAbortedError(
+                f"The training's job ended with exit code {code}; what it said is above. The "
+                f"same command goes on from the last checkpoint in {job.checkpoints.folder}."
+            )
+        # Written by our own job a moment ago: the network is pickled as a whole.
+        trained: Trained = torch.load(job.folder / TRAINED_FILE, weights_only=False)
+        for name in (TRAINED_FILE, _JOB_FILE):
+            (job.folder / name).unlink()
+        return trained
+
+
+def job_file(name: str) -> Path:
+    """A job's script: beside the package in a checkout, inside it where it is installed."""
+    package = Path(cvm_batch.__file__).parent
+    beside, inside = package.parent / "jobs" / name, package / "jobs" / name
+    return beside if beside.is_file() else inside
+
+
+def _watch(path: Path, on_epoch: Callable[[Epoch], None], over: threading.Event) -> None:
+    """Tell of every epoch once, also where the file begins anew after a failure."""
+    told = 0
+    last = False
+    while not last:
+        last = over.wait(_WATCH_SECONDS)
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        for line in lines:
+            if not line.endswith("\n"):
+                break
+            epoch = Epoch(**json.loads(line))
+            if epoch.number > told:
+                told = epoch.number
+                on_epoch(epoch)

@@ -1,0 +1,103 @@
+"""A training on the workers of a Ray cluster, by Ray Train.
+
+    python jobs/train.py JOB --workers 4 [--gpus] [--address HOST:PORT]
+
+JOB is the file that `cvm-batch train --workers` leaves in the training's folder. Every worker
+must see that folder and the data under the same paths. Each runs the same loop with its share
+of every batch (`cvm_batch/training/loop.py`); the first one writes checkpoints, `epochs.jsonl`,
+and the network at the end. A worker or node that dies costs the epoch that was under way: Ray
+starts all of them again, and they take up the last sound checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from cvm_batch.errors import CvmBatchError, RunAbortedError
+from cvm_batch.training.elsewhere import EPOCHS_FILE, TRAINED_FILE
+from cvm_batch.training.loop import Epoch, train
+from cvm_batch.training.run import Job
+from cvm_batch.training.workers import Workers
+
+#: Times that the workers are started again after one of them died.
+_MOST_FAILURES = 5
+
+
+def _work(config: dict[str, Job]) -> None:
+    """What each worker does."""
+    job = config["job"]
+    context = ray.train.get_context()
+    workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
+    cells = job.cells()
+    epochs_file = job.folder / EPOCHS_FILE
+    if workers.rank == 0:
+        epochs_file.unlink(missing_ok=True)
+
+    def on_epoch(epoch: Epoch) -> None:
+        if workers.rank == 0:
+            with epochs_file.open("a") as file:
+                file.write(json.dumps(asdict(epoch)) + "\n")
+        ray.train.report(asdict(epoch))
+
+    trained = train(
+        job.recipe,
+        cells,
+        job.split(cells),
+        device=get_device(),
+        on_epoch=on_epoch,
+        checkpoints=job.checkpoints,
+        workers=workers,
+        pretrained=job.pretrained.load,
+    )
+    if workers.rank == 0:
+        building = job.folder / f".{TRAINED_FILE}.tmp"
+        torch.save(trained, building)
+        building.replace(job.folder / TRAINED_FILE)
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path, exists=True))
+@click.option("--workers", type=click.IntRange(min=1), required=True)
+@click.option("--gpus", is_flag=True, help="One GPU for each worker.")
+@click.option("--address", help="Of a Ray cluster; by default one is started here.")
+def main(job: Path, workers: int, gpus: bool, address: str | None) -> None:
+    """Train JOB on a Ray cluster."""
+    described: Job = pickle.loads(job.read_bytes())  # noqa: S301 - written by the same command
+    ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": described},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=RunConfig(
+            # The folder's name carries the fingerprint, so that nothing else is resumed.
+            name=described.folder.name,
+            storage_path=str(described.folder / "ray"),
+            failure_config=FailureConfig(max_failures=_MOST_FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunAbortedError(f"The workers failed for good: {error}") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except CvmBatchError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
