@@ -53,7 +53,7 @@ class Evaluation:
         return measure(self.labels, self.predicted, self.class_names)
 
     def intervals(self, *, seed: int = 0, resamples: int = _RESAMPLES) -> dict[str, list[float]]:
-        """95 % intervals of the four overall figures and of each class's F1.
+        """95 % intervals of the four overall figures and of the F1 of each class that is there.
 
         By bootstrap over groups: cells of one frame succeed and fail together, so that
         drawing cells one by one would make the intervals too narrow.
@@ -63,16 +63,17 @@ class Evaluation:
         classes = len(self.class_names)
         confusions = np.zeros((len(names), classes, classes), np.int64)
         np.add.at(confusions, (group_of, self.labels, self.predicted), 1)
+        met = np.flatnonzero(self.metrics.support)
         found = []
         for _ in range(resamples):
             times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
             drawn = Metrics(
                 class_names=self.class_names, confusion=np.tensordot(times, confusions, 1)
             )
-            found.append([figure(drawn) for figure in _FIGURES.values()] + drawn.f1.tolist())
+            found.append([figure(drawn) for figure in _FIGURES.values()] + drawn.f1[met].tolist())
         # A class that was not drawn has no F1 in that sample.
         low, high = np.nanpercentile(np.array(found), [2.5, 97.5], axis=0)
-        keys = [*_FIGURES, *(f"f1 of {name}" for name in self.class_names)]
+        keys = [*_FIGURES, *(f"f1 of {self.class_names[at]}" for at in met)]
         return {
             key: [round(float(lo), 4), round(float(hi), 4)]
             for key, lo, hi in zip(keys, low, high, strict=True)

@@ -52,7 +52,7 @@ class Augmentation:
     scaled by up to this share up or down."""
     fourfold: bool = False
     """The training set holds each image four times: as it is, turned by 180 degrees, flipped
-    left-right, flipped up-down (paper, section 4.1)."""
+    left-right, flipped up-down (paper, section 4.7.2)."""
 
     def __post_init__(self) -> None:
         if self.shift_px < 0 or not 0 <= self.jitter < 1 or not 0 <= self.zoom < 1:

@@ -12,12 +12,12 @@ from enum import Enum
 from typing import Any, get_args, get_type_hints
 
 from cvm_batch.errors import UsageError
-from cvm_batch.model.architecture import CVM_CERVIX, CVM_CERVIX_MINI
+from cvm_batch.model.architecture import CVM_CERVIX, CVM_CERVIX_MINI, Backbone, Fusion
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.recipe import Augmentation, ClassWeighting, Recipe, Schedule
 from cvm_batch.training.splits import SplitKind
 
-#: Herlev's seven folders as the paper's two classes (section 4.6).
+#: Herlev's seven folders as the paper's two classes (section 4.7.3).
 HERLEV_CLASSES: Mapping[str, tuple[str, ...]] = {
     "Abnormal": (
         "carcinoma_in_situ",
@@ -106,6 +106,29 @@ _ALL = (
         ema_decay=0.995,
     ),
     replace(_MINI, name="cvm-cervix-mini-pbc8", split=SplitKind.PAPER),
+    # To try the machinery on a laptop in a minute; its figures say nothing.
+    Recipe(
+        name="smoke",
+        architecture=Fusion(
+            cnn=Backbone(name="test_resnet"),
+            vt=Backbone(
+                name="deit_tiny_patch16_224",
+                args={
+                    "img_size": 32,
+                    "patch_size": 16,
+                    "embed_dim": 32,
+                    "depth": 1,
+                    "num_heads": 2,
+                },
+            ),
+            hidden=64,
+        ),
+        preprocessing=Preprocessing(input_px=32),
+        epochs=2,
+        batch_size=16,
+        learning_rate=2e-3,
+        split=SplitKind.PAPER,
+    ),
     replace(
         _MINI,
         name="cvm-cervix-mini-herlev2",
@@ -113,7 +136,7 @@ _ALL = (
         groups=_HERLEV_GROUPS,
         split=SplitKind.PAPER,
         balanced_sampling=True,
-        epochs=200,
+        epochs=150,
     ),
 )
 
