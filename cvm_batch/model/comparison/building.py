@@ -5,7 +5,7 @@ Shapes: n images, s input side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -13,8 +13,16 @@ import torchvision
 from torch import nn
 
 from cvm_batch.errors import UsageError
+from cvm_batch.model.comparison.botnet import botnet_50
+from cvm_batch.model.comparison.inception_resnet_v1 import InceptionResNetV1
 from cvm_batch.model.comparison.registry import COMPARED, Source
+from cvm_batch.model.comparison.t2t_vit import T2TViT14
 
+_OURS: Mapping[str, Callable[..., nn.Module]] = {
+    "inception_resnet_v1": InceptionResNetV1,
+    "botnet_50": botnet_50,
+    "t2t_vit_14": T2TViT14,
+}
 #: The last layer of each network from torchvision, which pretrained weights do not fill.
 _HEADS = {
     "alexnet": "classifier.6",
@@ -38,7 +46,18 @@ def build(name: str, classes: int, *, pretrained: bool, args: Mapping[str, Any])
     source = COMPARED[name].source if name in COMPARED else Source.TIMM
     if source is Source.TORCHVISION:
         return _from_torchvision(name, classes, pretrained, args)
+    if source is Source.OURS:
+        return _ours(name, classes, pretrained, args)
     return _from_timm(name, classes, pretrained, args)
+
+
+def _ours(name: str, classes: int, pretrained: bool, args: Mapping[str, Any]) -> nn.Module:
+    if pretrained:
+        raise UsageError(
+            f"There are no pretrained weights for {name}: nobody publishes them as safetensors. "
+            "Train it from scratch."
+        )
+    return _OURS[name](classes, **args)
 
 
 def _from_timm(name: str, classes: int, pretrained: bool, args: Mapping[str, Any]) -> nn.Module:

@@ -27,7 +27,7 @@ class Compared:
     """The side that it takes where ``img_size`` sets no other; None where it takes any."""
 
 
-#: By the name that timm or torchvision gives them, in the order of Table 3.
+#: By the names of timm and torchvision where they have them, in the order of Table 3.
 COMPARED: Mapping[str, Compared] = {
     "vgg11": Compared("VGG11"),
     "vgg13": Compared("VGG13"),
@@ -46,9 +46,12 @@ COMPARED: Mapping[str, Compared] = {
     "mobilenetv2_100": Compared("MobileNetV2"),
     "shufflenet_v2_x1_0": Compared("ShuffleNetV2 x1.0", Source.TORCHVISION),
     "shufflenet_v2_x0_5": Compared("ShuffleNetV2 x0.5", Source.TORCHVISION),
-    # The paper names no size of ViT: the base of its authors, in DeiT's patches of 16 px.
+    "inception_resnet_v1": Compared("InceptionResNetV1", Source.OURS),
+    # The paper names no size of ViT; the base one is what goes by that name.
     "vit_base_patch16_224": Compared("ViT", input_px=224),
+    "botnet_50": Compared("BoTNet", Source.OURS, input_px=224),
     "deit_tiny_patch16_224": Compared("DeiT", input_px=224),
+    "t2t_vit_14": Compared("T2T-ViT", Source.OURS, input_px=224),
 }
 
 

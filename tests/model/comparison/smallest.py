@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from cvm_batch.cli.demo import SLIDES
-from cvm_batch.model.architecture import SingleNetwork
+from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Backbone, SingleNetwork
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.tiles import Tiles
 from tests.archives.reading import open_at
 from tests.conftest import CLASSES, coloured_tiles
 
-_SIDES = {"alexnet": 63, "inception_v3": 75}
+#: All that the paper compares, its own included.
+ALL = [*COMPARED, "cvm-cervix"]
+# BoTNet's distances need a map of more than one place.
+_SIDES = {"alexnet": 63, "botnet_50": 64, "inception_v3": 75, "inception_resnet_v1": 75}
+#: Less of what repeats itself, or takes seconds to write and to read.
+_SHORTER: Mapping[str, dict[str, Any]] = {
+    "vgg": {"mlp_ratio": 0.02},
+    "resnet": {"layers": [1, 1, 1, 1]},
+    "densenet": {"block_config": [2, 2, 2, 2]},
+    "vit": {"depth": 2},
+    "deit": {"depth": 2},
+}
 
 
-def smallest(name: str) -> tuple[SingleNetwork, int]:
-    """The network's architecture, and the side of its input."""
-    side, args = _SIDES.get(name, 32), dict[str, Any]()
+def full_size(name: str) -> Architecture:
+    return CVM_CERVIX if name == "cvm-cervix" else SingleNetwork(name=name)
+
+
+def smallest(name: str) -> tuple[Architecture, int]:
+    """The network for a small input, and the side of that."""
+    side = _SIDES.get(name, 32)
+    if name == "cvm-cervix":
+        vt = Backbone(name=CVM_CERVIX.vt.name, args={"img_size": side, **_SHORTER["deit"]})
+        return replace(CVM_CERVIX, vt=vt), side
+    args = dict(_SHORTER.get(name.rstrip("0123456789").partition("_")[0], {}))
     if COMPARED[name].input_px:
         args["img_size"] = side
-    # What takes seconds to write and to read, and repeats itself.
-    if name.startswith("vgg"):
-        args["mlp_ratio"] = 0.02
-    if name.startswith("vit"):
-        args["depth"] = 2
     return SingleNetwork(name=name, args=args), side
 
 

@@ -38,8 +38,11 @@ PARAMETERS = {
     "mobilenetv2_100": 2_237_963,
     "shufflenet_v2_x1_0": 1_264_879,
     "shufflenet_v2_x0_5": 353_067,
+    "inception_resnet_v1": 23_488_267,
     "vit_base_patch16_224": 85_807_115,
+    "botnet_50": 18_825_547,
     "deit_tiny_patch16_224": 5_526_539,
+    "t2t_vit_14": 21_085_041,
 }
 
 
