@@ -30,10 +30,10 @@ _HEADS = {
     "shufflenet_v2_x1_0": "fc",
     "shufflenet_v2_x0_5": "fc",
 }
-# Without the auxiliary heads: they carried gradients into networks of 2014, batch normalisation
-# does that in this one, and a loss over three outputs would be GoogLeNet's alone.
-# Its input is scaled as for its pretrained weights, whether or not they are loaded: a bundle
-# has to build what was trained.
+# Without the auxiliary heads: they carried gradients into networks that had no batch
+# normalisation, which this one has, and a loss over three outputs would be GoogLeNet's alone.
+# Its input is scaled as its pretrained weights want it, also without them: a bundle builds what
+# was trained, and does not know how that began.
 _GOOGLENET = {"aux_logits": False, "init_weights": True, "transform_input": True}
 
 
@@ -54,7 +54,7 @@ def build(name: str, classes: int, *, pretrained: bool, args: Mapping[str, Any])
 def _ours(name: str, classes: int, pretrained: bool, args: Mapping[str, Any]) -> nn.Module:
     if pretrained:
         raise UsageError(
-            f"There are no pretrained weights for {name}: nobody publishes them as safetensors. "
+            f"There are no pretrained weights for {name} in timm or torchvision. "
             "Train it from scratch."
         )
     return _OURS[name](classes, **args)

@@ -127,7 +127,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 def _sinusoids(places: int, width: int) -> Tensor:
-    """Fixed position encodings float32 [places, width] of Vaswani et al. (section 3.3)."""
+    """Fixed position encodings float32 [places, width] of Vaswani et al. (section 3.2)."""
     wave = 10_000 ** (-(torch.arange(width) // 2 * 2).double() / width)
     angle = torch.arange(places).double()[:, None] * wave
     even = torch.arange(width) % 2 == 0

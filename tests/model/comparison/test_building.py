@@ -120,6 +120,14 @@ def test_a_name_that_nobody_knows() -> None:
         SingleNetwork(name="resnet18000").build(CLASSES)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, known in COMPARED.items() if known.source is Source.OURS]
+)
+def test_ours_have_no_pretrained_weights(name: str) -> None:
+    with pytest.raises(UsageError, match=f"no pretrained weights for {name}"):
+        SingleNetwork(name=name).build(CLASSES, pretrained=True)
+
+
 def test_arithmetic_of_a_tile() -> None:
     assert tile_gflop(SingleNetwork(name="resnet18"), CLASSES, 224) == pytest.approx(3.63, abs=0.01)
     assert tile_gflop(SingleNetwork(name="googlenet"), CLASSES, 224) == pytest.approx(3.0, abs=0.1)
