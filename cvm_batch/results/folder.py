@@ -137,10 +137,14 @@ class ResultsFolder:
         return 0
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed run left unfinished; only while the folder is held."""
-        left = self.names(TEMPORARY)
-        left += [name for name in self.names("runs") if name.endswith(_OF_A_LIVING_RUN)]
-        self.remove(left)
+        """Remove what a killed run left behind; only while the folder is held."""
+        self.clear_unfinished()
+        left = self.names("runs")
+        self.remove([name for name in left if name.endswith(_OF_A_LIVING_RUN)])
+
+    def clear_unfinished(self) -> None:
+        """Remove files that were not written to their end; only while the folder is held."""
+        self.remove_except(TEMPORARY, ())
 
     def _read_or_none(self, name: str) -> bytes | None:
         with suppress(FileNotFoundError):

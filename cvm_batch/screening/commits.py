@@ -58,6 +58,8 @@ class Commits:
             self._waiting.clear()
 
     def remove_superseded(self) -> None:
-        """Remove the run's cells and tops files that no committed row names."""
+        """Remove the run's cells and tops files that no committed row names, and what replicas
+        that were killed had not finished to write; only while the folder is held."""
         for folder in (self._run.cells_folder, self._run.tops_folder):
             self._results.remove_except(folder, self._named)
+        self._results.clear_unfinished()

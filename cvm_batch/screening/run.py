@@ -152,6 +152,7 @@ class _Run:
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
+            self._hold.check(now=True)  # what is cleared away is not another run's
             self._driver.commits.remove_superseded()
             summary = self._summary()
             self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cvm_batch.results.schemas import Status
 from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.summary import Progress
 from tests.archives.making import Cells, write_zip
 from tests.conftest import coloured_tiles
 
@@ -50,20 +51,21 @@ class Night:
         write_zip(self.slides / NEIGHBOUR, slide_of(seed=99).tiles)
 
     def submit(
-        self, *inputs: str | Path, executor: Executor | None = None, **settings: Any
+        self,
+        *inputs: str | Path,
+        executor: Executor | None = None,
+        report: Callable[[Progress], None] = lambda progress: None,
+        **settings: Any,
     ) -> Submitted:
         """Screen the whole folder, or only ``inputs``; in this process unless told otherwise."""
-        summary = run(
-            executor=executor,
-            settings=Settings(
-                inputs=tuple(map(str, inputs or [self.slides])),
-                model=str(self._bundle.path),
-                out=self.results,
-                precision=Precision.FP32,
-                executor=ExecutorKind.LOCAL,
-                **settings,
-            ),
-        )
+        usual = {
+            "inputs": tuple(map(str, inputs or [self.slides])),
+            "model": str(self._bundle.path),
+            "out": self.results,
+            "precision": Precision.FP32,
+            "executor": ExecutorKind.LOCAL,
+        }
+        summary = run(Settings(**usual | settings), executor=executor, report=report)
         table = pq.read_table(self.results / "slides", partitioning=None).sort_by("finished_at")
         rows = {row["slide_id"]: row for row in table.to_pylist(maps_as_pydicts="strict")}
         return Submitted(summary.exit_code, rows)
