@@ -1,12 +1,11 @@
-"""Replicas as real Ray actors, really killed, on one node and on several."""
+"""Replicas as real Ray actors; tests/faults/ kills them, and the nodes that they run on."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file, save_file
 
 from cvm_batch.errors import ExitCode, SentinelError, UsageError
@@ -23,7 +21,7 @@ from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.ray_executor import RayExecutor, _shares
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
-from cvm_batch.screening.summary import Progress, RunSummary
+from cvm_batch.screening.summary import RunSummary
 from tests.screening.test_run import comparable, many_slides, undisturbed
 
 pytestmark = pytest.mark.timeout(240)
@@ -64,27 +62,9 @@ def ancestors(process: str) -> Iterator[int]:
         yield int(process)
 
 
-def replicas_lost(settings: Settings) -> int:
-    (path,) = (settings.out / "runs").glob("*.json")
-    return len(json.loads(path.read_text())["replicas_lost"])
-
-
-def once_under_way(act: Callable[[], None]) -> Callable[[Progress], None]:
-    """Call ``act`` once, when the first tiles are counted."""
-    done = False
-
-    def report(progress: Progress) -> None:
-        nonlocal done
-        if progress.tiles_done and not done:
-            done = True
-            act()
-
-    return report
-
-
-def run_on(executor: Executor, settings: Settings, **options: Any) -> RunSummary:
+def run_on(executor: Executor, settings: Settings) -> RunSummary:
     try:
-        return run(settings, executor=executor, **options)
+        return run(settings, executor=executor)
     finally:
         ray.shutdown()
 
@@ -94,32 +74,6 @@ def test_a_run_on_ray_equals_a_local_one(settings: Settings, tmp_path: Path) -> 
     assert summary.exit_code is ExitCode.COMPLETE
     assert comparable(settings) == undisturbed(settings, tmp_path / "local")
     assert replica_processes() == []
-
-
-def test_a_killed_replica_costs_nothing_but_time(settings: Settings, tmp_path: Path) -> None:
-    def kill() -> None:
-        os.kill(replica_processes()[0], signal.SIGKILL)
-
-    summary = run_on(RayExecutor(), settings, report=once_under_way(kill))
-    assert summary.exit_code is ExitCode.COMPLETE
-    assert replicas_lost(settings) == 1
-    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
-
-
-def test_a_frozen_replica_is_replaced(settings: Settings, tmp_path: Path) -> None:
-    frozen: list[int] = []
-
-    def freeze() -> None:
-        frozen.append(replica_processes()[0])
-        os.kill(frozen[0], signal.SIGSTOP)
-
-    # On a busy machine a sound replica may be still for some seconds as well.
-    impatient = replace(settings, patience_seconds=10.0)
-    summary = run_on(RayExecutor(replicas=1), impatient, report=once_under_way(freeze))
-    assert summary.exit_code is ExitCode.COMPLETE
-    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
-    assert replicas_lost(settings) == 1
-    assert not Path(f"/proc/{frozen[0]}").exists(), "it would hold its GPU for ever"
 
 
 def test_a_bundle_that_fails_its_sentinels_stops_the_run(
@@ -135,30 +89,6 @@ def test_a_bundle_that_fails_its_sentinels_stops_the_run(
     (bad / SPEC_FILE).write_text(json.dumps(spec))
     with pytest.raises(SentinelError, match="does not reproduce"):
         run_on(RayExecutor(), replace(settings, model=str(bad)))
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def test_a_lost_node_costs_nothing_but_time(
-    settings: Settings, cluster: Cluster, tmp_path: Path
-) -> None:
-    worker = next(iter(cluster.worker_nodes))
-
-    def remove() -> None:
-        cluster.remove_node(worker, allow_graceful=False)
-
-    summary = run_on(RayExecutor(address=cluster.address), settings, report=once_under_way(remove))
-    assert summary.exit_code is ExitCode.COMPLETE
-    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
 
 
 def test_an_address_where_nothing_answers_is_told(settings: Settings) -> None:
