@@ -2,18 +2,20 @@
 
 The processes that open slides are Python's own; what a test patches does not reach them.
 So they find a ``sitecustomize`` that looks at names: ``killer`` is death, ``sleeper`` a
-call that does not come back, ``grenade`` death to Ray's workers alone, as of what crashes
-only once its pixels are decoded.
+call that does not come back. To Ray's workers alone, as of what only goes wrong once its pixels are
+decoded, ``grenade`` is death, and ``trance`` native code that neither comes back nor lets go of
+Python's lock.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 _SITECUSTOMIZE = """
-import os, signal, time
+import ctypes, os, signal, time
 
 opened = os.open
 
@@ -23,6 +25,8 @@ def open(path, *args, **kwargs):
     if "killer" in os.fspath(path) or (in_replica and "grenade" in os.fspath(path)):
         os.kill(os.getpid(), signal.SIGSEGV)
         time.sleep(60)  # Ray's handler takes its time: nothing more may come of this thread
+    if in_replica and "trance" in os.fspath(path):
+        ctypes.PyDLL(None).sleep(3600)
     while "sleeper" in os.fspath(path):
         time.sleep(60)
     return opened(path, *args, **kwargs)
@@ -36,4 +40,4 @@ def arm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, processes that this one starts obey the names of files."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)

@@ -41,7 +41,8 @@ def test_slide_that_crashes_the_replicas(
         write_zip(night.slides / name, slide_of(seed=number).tiles)
     arm(tmp_path / "armed", monkeypatch)
     found = night.submit(executor=RayExecutor(address=None, replicas=None))
-    found.assert_ends("grenade.zip", Expected(Status.FAILED, Reason.REPLICA_LOST))
+    row = found.assert_ends("grenade.zip", Expected(Status.FAILED, Reason.REPLICA_LOST))
+    assert "3 replicas died with nothing but this slide on them" in row["detail"]
     for name in ("before.zip", "z-after.zip", NEIGHBOUR):
         assert found.rows[name]["status"] == Status.COMPLETE
         assert sum(found.rows[name]["class_counts"].values()) == CELLS
