@@ -13,6 +13,7 @@ from tests.faults.night import Night
 
 if TYPE_CHECKING:  # Ray takes a second to import, which most of the tests here do without
     from tests.faults.kill_night import Nightly, RealCluster
+    from tests.faults.small_night import Small
 
 
 @pytest.fixture
@@ -36,3 +37,11 @@ def nightly(
     from tests.faults.kill_night import Nightly
 
     return Nightly.prepare(tmp_path_factory.mktemp("nightly"), tiny_bundle, cluster)
+
+
+@pytest.fixture(scope="package")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Iterator[Small]:
+    from tests.faults.small_night import Small
+
+    with Small.prepared(tmp_path_factory.mktemp("small"), tiny_bundle) as small:
+        yield small

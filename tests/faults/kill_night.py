@@ -100,7 +100,7 @@ def seeded_nights(*three: int, count: int = 20) -> Any:
     return pytest.mark.parametrize("seeds", [list(three), *campaign], ids=str)
 
 
-def kill_at(
+def kill_at_moments(
     seeds: Sequence[int], folder: Path, night: Callable[[Path, Sequence[Moment]], int]
 ) -> None:
     """Let ``night(results, moments)`` kill something at each moment.

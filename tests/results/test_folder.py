@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,31 +65,27 @@ def test_preparing_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
         ResultsFolder(tmp_path / "file" / "results").prepare()
 
 
-def full_disk(path: Path) -> bool:
-    """Mount a disk of 1 MB at ``path``; needs root."""
+@contextmanager
+def small_disk(path: Path, kilobytes: int = 1024) -> Iterator[Path]:
+    """A disk of its own at ``path``. Skips the test where none can be mounted: it needs root."""
     path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)],
-        check=False,
-        capture_output=True,
-    )
-    return mounted.returncode == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    if not full_disk(disk):
-        pytest.skip("this machine does not mount a tmpfs")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not mount a small disk for this user")
     try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
         results = ResultsFolder(disk / "results")
         results.prepare()
         with pytest.raises(CommitError, match="No space left on device"):
             results.publish("cells/a.parquet", os.urandom(2 * 2**20))
         assert visible(results) == []
         results.publish("cells/a.parquet", b"it fits")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_only_named_files_are_kept(results: ResultsFolder) -> None:

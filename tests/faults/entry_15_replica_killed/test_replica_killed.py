@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_night import Moment, Nightly, kill_at, seeded_nights
+from tests.faults.kill_night import Moment, Nightly, kill_at_moments, seeded_nights
 from tests.faults.watching import watching
 from tests.screening.test_ray_executor import replica_processes
 
@@ -42,4 +42,4 @@ def test_replica_killed_at_any_moment(nightly: Nightly, tmp_path: Path, seeds: l
         nightly.assert_as_undisturbed(results, watch)
         return landed
 
-    kill_at(seeds, tmp_path, night)
+    kill_at_moments(seeds, tmp_path, night)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_night import Moment, Nightly, kill_at, seeded_nights
+from tests.faults.kill_night import Moment, Nightly, kill_at_moments, seeded_nights
 from tests.faults.watching import watching
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,4 +36,4 @@ def test_node_lost_at_any_moment(nightly: Nightly, tmp_path: Path, seeds: list[i
         nightly.assert_as_undisturbed(results, watch)
         return landed
 
-    kill_at(seeds, tmp_path, night)
+    kill_at_moments(seeds, tmp_path, night)
