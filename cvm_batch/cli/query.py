@@ -7,16 +7,13 @@ from pathlib import Path
 import click
 
 from cvm_batch.cli.console import STDOUT
+from cvm_batch.cli.results import results_option
 from cvm_batch.errors import ExitCode, UsageError
 
 
 @click.command()
 @click.argument("sql", required=False)
-@click.option(
-    "--results",
-    metavar="DIR",
-    help="The folder that was --out of a submit, or its address on object storage.",
-)
+@results_option()
 @click.option(
     "--format",
     "format_",
@@ -27,7 +24,7 @@ from cvm_batch.errors import ExitCode, UsageError
 @click.option("--file", type=click.Path(path_type=Path), help="Write there instead of printing.")
 @click.option("--list", "list_", is_flag=True, help="List the queries that have a name.")
 def query(
-    sql: str | None, results: str | None, format_: str, file: Path | None, list_: bool
+    sql: str | None, results: Path | str | None, format_: str, file: Path | None, list_: bool
 ) -> ExitCode:
     """Answer SQL, or a query that has a name, from the results in DIR.
 
@@ -66,7 +63,7 @@ def query(
     return ExitCode.COMPLETE
 
 
-def refuse_within(results: str, file: Path) -> None:
+def refuse_within(results: Path | str, file: Path) -> None:
     """Those who read the folders take what lies in them for results. Raises UsageError."""
-    if file.resolve().is_relative_to(Path(results).resolve()):
+    if isinstance(results, Path) and file.resolve().is_relative_to(results.resolve()):
         raise UsageError(f"{file} lies among the results, which stay as they are: choose another.")

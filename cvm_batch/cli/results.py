@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from cvm_batch.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ResultsRoot(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -23,3 +27,14 @@ class ResultsRoot(click.ParamType):  # type: ignore[type-arg]  # generic in the 
             return results_root(value)
         except UsageError as error:
             self.fail(str(error))
+
+
+def results_option(*, required: bool = False) -> Callable[[F], F]:
+    """``--results``, of commands that read what was submitted."""
+    return click.option(
+        "--results",
+        required=required,
+        type=ResultsRoot(),
+        metavar="DIR",
+        help="The folder that was --out of a submit, or its address on object storage.",
+    )

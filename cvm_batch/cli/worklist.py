@@ -11,6 +11,7 @@ import click
 
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.query import refuse_within
+from cvm_batch.cli.results import results_option
 from cvm_batch.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ _TITLES = {
 
 
 @click.command()
-@click.option(
-    "--results",
-    required=True,
-    metavar="DIR",
-    help="The folder that was --out of a submit, or its address on object storage.",
-)
+@results_option(required=True)
 @click.option(
     "--by",
     default="slide_score",
@@ -69,7 +65,7 @@ _TITLES = {
 @click.option("--csv", "file", type=click.Path(path_type=Path), help="Write all of it there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, ROC curves included.")
 def worklist(
-    results: str,
+    results: Path | str,
     by: str,
     run_id: str | None,
     labels: Path | None,

@@ -14,17 +14,17 @@ Only this package writes there. README.md explains every column. Read it again w
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cvm_batch.results.reading import Results
 
 
-def open(results: str | os.PathLike[str]) -> Results:  # noqa: A001
-    """The tables of a results folder, or of a URL that fsspec knows: see `reading.Results`.
+def open(results: Path | str) -> Results:  # noqa: A001
+    """The tables of a results folder: a path, or an address on object storage.
 
-    Raises ResultsError where it holds no run.
+    See `reading.Results`. Raises ResultsError where it holds no run.
     """
     from cvm_batch.results.reading import Results  # DuckDB is not needed to write results
 

@@ -75,10 +75,14 @@ def rewrite_manifest(results: ResultsFolder, run: RunName, manifest: Mapping[str
     results.replace(run.manifest, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
+def manifest_names(results: ResultsFolder) -> list[str]:
+    """The manifests of all runs, the newest first. Raises ResultsError."""
+    return [name for name in reversed(results.names("runs")) if name.endswith(".json")]
+
+
 def manifests(results: ResultsFolder) -> Iterator[Mapping[str, Any]]:
-    """Manifests of all runs of a results folder, the newest first. Raises ResultsError."""
-    names = [name for name in results.names("runs") if name.endswith(".json")]
-    names.sort(reverse=True)
+    """What they hold, in that order. Raises ResultsError where one is damaged."""
+    names = manifest_names(results)
     for name, data in zip(names, results.read_all(names), strict=True):
         if data is None:
             continue
@@ -88,6 +92,7 @@ def manifests(results: ResultsFolder) -> Iterator[Mapping[str, Any]]:
             RunName.of(manifest["run_id"])
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(
-                f"{results}/{name} is no manifest of a run: {error!r}. Move it away."
+                f"{results}/{name} cannot be read as the manifest of a run: {error!r}. Move it "
+                "away; the slides that the run classified stay."
             ) from error
         yield manifest

@@ -6,13 +6,14 @@ alike, so that its own way to files can be shut: no query reads anything else, o
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -22,9 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from cvm_batch.errors import PASSING_REASONS, ResultsError, UsageError
-from cvm_batch.results.location import files_below, location
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.manifest import manifest_names
 from cvm_batch.results.runs import read_runs
 from cvm_batch.results.schemas import CELLS, SLIDES, TOPS
+from cvm_batch.results.slides import batch_names
+from cvm_batch.results.stores.arrow import reading_from
 
 _FORMAT = ds.ParquetFileFormat()
 _READS = frozenset((duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN))
@@ -67,15 +71,18 @@ class Results:
     threads at once. Every method raises ResultsError where a file is damaged or gone.
     """
 
-    def __init__(self, results: str | os.PathLike[str]) -> None:
-        """A folder, or a URL that fsspec knows. Raises ResultsError where it holds no run."""
-        self._filesystem, self._root = location(results)
-        with self._told("slides"):
-            slides = files_below(self._filesystem, f"{self._root}/slides", ".parquet")
-            runs = files_below(self._filesystem, f"{self._root}/runs", ".json")
-        if not slides and not runs:
+    def __init__(self, results: Path | str) -> None:
+        """A path, or an address on object storage. Raises ResultsError where it holds no run."""
+        self._folder = ResultsFolder(results)
+        self._unread: list[str] = []
+        """What could not be read of late, and why; pyarrow is not told that."""
+        self._filesystem = self._folder.filesystem
+        if not isinstance(self._folder.root, Path):
+            self._filesystem = reading_from(self._folder.store, partial(_note, self._unread))
+        slides = batch_names(self._folder)
+        if not slides and not manifest_names(self._folder):
             raise ResultsError(
-                f"{results} holds no runs. Give the folder that was --out of a submit."
+                f"{self._folder} holds no runs. Give the folder that was --out of a submit."
             )
         self._spill = tempfile.TemporaryDirectory(prefix="cvm-batch-query-")
         self._connection = _connect(self._spill.name)
@@ -144,7 +151,7 @@ class Results:
 
     def _of(self, slide_id: str, files: Sequence[str], schema: pa.Schema) -> pa.Table:
         with self._told(slide_id):
-            dataset = self._dataset(schema, [f"{self._root}/{name}" for name in files])
+            dataset = self._dataset(schema, files)
             # A file may hold cells of several slides.
             return dataset.to_table(filter=pc.field("slide_id") == slide_id)
 
@@ -153,7 +160,7 @@ class Results:
         if view in self._there:
             return
         if view is View.RUNS:
-            self._register("runs", read_runs(self._filesystem, self._root))
+            self._register("runs", read_runs(self._folder))
         else:
             schema = CELLS if view is View.CELLS else TOPS
             self._register(f"{view}_read", self._named(schema, f"{view}_files"))
@@ -168,13 +175,13 @@ class Results:
         """
         slides = self._connection.table("slides")
         fragments = [
-            self._fragment(f"{self._root}/{file}", pc.field(_OF_SLIDE.name) == slide_id)
+            self._fragment(file, pc.field(_OF_SLIDE.name) == slide_id)
             for slide_id, file in slides.project(f"slide_id, unnest({column})").fetchall()
         ]
         return self._dataset(schema.append(_OF_SLIDE), fragments)
 
-    def _fragment(self, path: str, where: pc.Expression | None = None) -> ds.ParquetFileFragment:
-        return _FORMAT.make_fragment(path, self._filesystem, where)
+    def _fragment(self, name: str, where: pc.Expression | None = None) -> ds.ParquetFileFragment:
+        return _FORMAT.make_fragment(self._folder.path_of(name), self._filesystem, where)
 
     def _dataset(
         self, schema: pa.Schema, files: Sequence[str] | Sequence[ds.ParquetFileFragment]
@@ -189,6 +196,7 @@ class Results:
     @contextmanager
     def _told(self, about: str) -> Iterator[None]:
         """Raises UsageError for what is wrong in a query, ResultsError for what is in a file."""
+        self._unread.clear()
         try:
             yield
         except (pa.ArrowException, OSError) as error:
@@ -200,10 +208,15 @@ class Results:
             raise UsageError(f"The query {_short(about)} cannot be answered: {told}") from error
 
     def _unreadable(self, error: Exception) -> ResultsError:
+        why = self._unread[0] if self._unread else error
         return ResultsError(
-            f"The results in {self._root} cannot be read: {error}. `cvm-batch verify` says "
+            f"The results in {self._folder} cannot be read: {why}. `cvm-batch verify` says "
             "which files are damaged or missing."
         )
+
+
+def _note(unread: list[str], name: str, error: OSError) -> None:
+    unread.append(f"{name}: {error.strerror}")
 
 
 #: How DuckDB begins to tell what went wrong in a data set.

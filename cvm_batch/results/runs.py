@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
-from pyarrow.fs import FileSystem
 
 from cvm_batch.errors import ResultsError
-from cvm_batch.results.location import files_below
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.manifest import manifests
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -51,23 +51,21 @@ RUNS = pa.schema(
 )
 
 
-def read_runs(filesystem: FileSystem, folder: str) -> pa.Table:
-    """All runs of the results in ``folder``, by run_id. Raises ResultsError."""
+def read_runs(results: ResultsFolder) -> pa.Table:
+    """All runs of a results folder, by run_id. Raises ResultsError."""
     rows = []
-    for path in files_below(filesystem, f"{folder}/runs", ".json"):
+    for manifest in manifests(results):
         try:
-            with filesystem.open_input_stream(path) as file:
-                text = file.readall().decode()
-            rows.append(_row(json.loads(text), text))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            rows.append(_row(manifest))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResultsError(
-                f"{path} cannot be read as the manifest of a run: {error!r}. Move it away; the "
-                "slides that the run classified stay."
+                f"The manifest of the run {manifest['run_id']} in {results} lacks what every "
+                f"version writes: {error!r}. Move it away; the slides that it classified stay."
             ) from error
-    return pa.Table.from_pylist(rows, schema=RUNS)
+    return pa.Table.from_pylist(rows[::-1], schema=RUNS)
 
 
-def _row(manifest: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _row(manifest: Mapping[str, Any]) -> dict[str, Any]:
     bundle, slides, cells = manifest["bundle"], manifest["slides"], manifest["cells"]
     seconds = manifest["seconds"]
     as_told = ("run_id", "state", "exit_code", "error", "precision", "backend", "executor")
@@ -86,7 +84,7 @@ def _row(manifest: Mapping[str, Any], text: str) -> dict[str, Any]:
         **{f"seconds_{name}": seconds.get(name) for name in _PHASES},
         "replicas": len(manifest["replicas"]),
         "replicas_lost": len(manifest["replicas_lost"]),
-        "manifest": text,
+        "manifest": json.dumps(manifest),
     }
 
 

@@ -147,9 +147,14 @@ class History:
         return self._settled.get((slide_id, result_key))
 
 
+def batch_names(results: ResultsFolder) -> list[str]:
+    """The committed batches of all runs. Raises ResultsError."""
+    return [name for name in results.names("slides", deep=True) if name.endswith(".parquet")]
+
+
 def all_rows(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
     """Every row of the slides table. Raises ResultsError where a file is damaged."""
-    files = [name for name in results.names("slides", deep=True) if name.endswith(".parquet")]
+    files = batch_names(results)
     if not files:
         return SLIDES.empty_table().select(columns or SLIDES.names)
     try:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from cvm_batch.errors import ResultsError
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.manifest import RunState
+from cvm_batch.results.manifest import RunState, manifest_names
 from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
+from cvm_batch.results.slides import batch_names
 
 #: Columns that tables of an earlier schema version lack.
 _LATER = frozenset(("priority", "preparation", "listed", "padded", "top_classes"))
@@ -59,7 +60,7 @@ def holds_results(root: Path | str) -> bool:
     """Whether there are results in a folder, damaged as they may be. Raises ResultsError."""
     results = ResultsFolder(root)
     return (
-        any(name.endswith(".json") for name in results.names("runs"))
+        bool(manifest_names(results))
         or any(name.startswith("slides/run_date=") for name in results.names("slides", deep=True))
         or any(name.startswith("cells/run_date=") for name in results.names("cells", deep=True))
     )
@@ -85,8 +86,8 @@ class _Verification:
         runs = self._check_manifests()
         rows = 0
         seen: Counter[tuple[str, str]] = Counter()
-        for name in self._results.names("slides", deep=True):
-            for row in self._rows(name) if name.endswith(".parquet") else ():
+        for name in batch_names(self._results):
+            for row in self._rows(name):
                 rows += 1
                 seen[row["run_id"], row["slide_id"]] += 1
                 self._check_slide(name, row)
@@ -104,10 +105,8 @@ class _Verification:
 
     def _check_manifests(self) -> set[str]:
         runs = set()
-        for name in self._results.names("runs"):
+        for name in manifest_names(self._results):
             path = PurePosixPath(name)
-            if path.suffix != ".json":
-                continue
             try:
                 manifest = json.loads(self._results.read(name))
                 RunState(manifest["state"])

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -30,6 +30,7 @@ from cvm_batch.results.schemas import SLIDES
 from cvm_batch.results.slides import commit_slides
 from cvm_batch.screening import commits
 from cvm_batch.screening.run import run
+from tests.archives.object_store import SECRET, serving_s3
 from tests.results.nights import HOSTILE, Night
 from tests.results.test_slides import NOON, RUN, row
 from tests.screening.test_run import many_slides
@@ -348,10 +349,15 @@ def test_what_does_not_fit_memory_is_spilled_and_cleared(results: Results) -> No
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere", "memory://nowhere", "nonsense://bucket"):
+    for folder in (tmp_path, tmp_path / "nowhere", str(tmp_path)):
         with pytest.raises(ResultsError) as refused:
             cvm_batch.results.open(folder)
         assert str(folder) in str(refused.value)
+
+
+def test_an_address_that_cannot_be_read() -> None:
+    with pytest.raises(UsageError, match="nonsense://"):
+        cvm_batch.results.open("nonsense://bucket")
 
 
 @pytest.mark.parametrize("kind", ["slides", "cells", "runs"])
@@ -367,17 +373,30 @@ def test_a_damaged_file_is_told(night: Night, tmp_path: Path, kind: str) -> None
 # Other ways to the same
 
 
-def test_a_folder_on_object_storage(night: Night, results: Results) -> None:
-    storage = fsspec.filesystem("memory")
-    storage.put(str(night.results), "/bucket/results", recursive=True)
-    try:
-        with cvm_batch.results.open("memory://bucket/results") as remote:
+def test_results_on_object_storage(night: Night, results: Results) -> None:
+    with serving_s3() as server:
+        address = server.put_all(night.results, "lab/results")
+        with pytest.raises(ResultsError, match="holds no runs"):
+            cvm_batch.results.open(server.uri("lab"))
+        with cvm_batch.results.open(address) as remote:
+            server.fail(503, times=1)  # as the store asks again, nobody notices
             for view in View:
                 assert sorted(map(str, rows(remote.table(view)))) == sorted(
                     map(str, rows(results.table(view)))
                 )
-    finally:
-        storage.rm("/bucket", recursive=True)
+            server.fail(403)
+            for view in (View.SLIDES, View.CELLS):
+                with pytest.raises(ResultsError, match="parquet: the server refuses") as refused:
+                    remote.table(view)
+                assert SECRET not in str(refused.value)
+            server.mend()
+            slide = Named.of(by_slide(results)["hsil.zip"])
+            server.client.delete_object(
+                Bucket=server.bucket, Key=f"lab/results/{slide.cells_files[0]}"
+            )
+            for ask in (partial(remote.cells_of, slide), partial(remote.table, View.CELLS)):
+                with pytest.raises(ResultsError, match="there is no such object"):
+                    ask()
 
 
 def test_pandas_reads_the_folders(night: Night, results: Results) -> None:

@@ -162,7 +162,7 @@ def test_readers_do_not_trip_over_a_seal(results: ResultsFolder) -> None:
 
 def test_a_manifest_that_is_none_is_told(results: ResultsFolder) -> None:
     results.replace("runs/x.json", b"[]")
-    with pytest.raises(ResultsError, match=r"runs/x\.json is no manifest.*Move it away"):
+    with pytest.raises(ResultsError, match=r"runs/x\.json cannot be read as .* Move it away"):
         list(manifests(results))
     with suppress(ResultsError), exclusive(results, NEW, QUICK):
         pass

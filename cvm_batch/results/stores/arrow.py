@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
@@ -11,18 +12,25 @@ if TYPE_CHECKING:
     from cvm_batch.results.stores.store import Store
 
 
-def reading_from(store: Store) -> pafs.FileSystem:
+def reading_from(
+    store: Store, tell: Callable[[str, OSError], None] | None = None
+) -> pafs.FileSystem:
     """A file system, to read from, of the files in ``store`` by their names there.
 
     Files are taken into memory whole, as results are many small ones: a request for each part
     of one would take longer. What the store does about failures holds for these reads too.
+
+    With ``tell``, a file that cannot be read is told of there, and is empty: for data sets that
+    others scan. pyarrow's `Scanner.to_reader` holds the lock of Python's interpreter while it
+    waits for threads, and one that met an error of Python's waits for that lock: for ever.
     """
-    return pafs.PyFileSystem(_Handler(store))
+    return pafs.PyFileSystem(_Handler(store, tell))
 
 
 class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, tell: Callable[[str, OSError], None] | None) -> None:
         self._store = store
+        self._tell = tell
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Handler) and other._store is self._store
@@ -46,7 +54,14 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return [pafs.FileInfo(name, pafs.FileType.File) for name in found]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.BufferReader(self._store.read(path))
+        try:
+            data = self._store.read(path)
+        except OSError as error:
+            if self._tell is None:
+                raise
+            self._tell(path, error)
+            data = b""
+        return pa.BufferReader(data)
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
