@@ -22,6 +22,7 @@ from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
 from cvm_batch.cli.plan import plan
 from cvm_batch.cli.query import query
+from cvm_batch.cli.results import results_group
 from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
 from cvm_batch.cli.submit import submit
 from cvm_batch.cli.train import train
@@ -46,7 +47,7 @@ def cli() -> None:
 
 _RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
-_RESULTS = (worklist, query)
+_RESULTS = (worklist, query, results_group)
 _MODELS = (models, train, evaluate, export)
 for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
     cli.add_command(command)
@@ -62,7 +63,7 @@ class _WithoutPandas(MetaPathFinder):
 
 def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
-    if sys.argv[1:2] in (["query"], ["worklist"]):
+    if sys.argv[1:2] in (["query"], ["worklist"], ["results"]):
         sys.meta_path.insert(0, _WithoutPandas())
     try:
         code = cli.main(standalone_mode=False)

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from cvm_batch.cli.console import STDOUT
-from cvm_batch.cli.results import ResultsRoot
+from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.cli.screening import print_summary, screen, screening_options
 from cvm_batch.errors import ExitCode, Reason, RunAbortedError
 

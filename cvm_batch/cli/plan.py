@@ -12,7 +12,7 @@ import click
 
 from cvm_batch.cli.console import STDOUT, print_json, printable
 from cvm_batch.cli.opening import opened_for_model, opening_options
-from cvm_batch.cli.results import ResultsRoot
+from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import manifests

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cvm_batch.cli.console import STDOUT
-from cvm_batch.cli.results import results_option
+from cvm_batch.cli.results_root import results_option
 from cvm_batch.errors import ExitCode, UsageError
 
 

@@ -1,40 +1,194 @@
-"""Results folders as arguments: a path, or an address on object storage."""
+"""``cvm-batch results``: takes out of a results folder what other programs want."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from cvm_batch.errors import UsageError
+from cvm_batch.archives.places.files import printable as as_stored
+from cvm_batch.cli.console import STDERR, print_json, printable
+from cvm_batch.cli.query import refuse_within
+from cvm_batch.cli.results_root import results_option
+from cvm_batch.errors import ExitCode, ResultsError, UsageError
+from cvm_batch.pseudonyms import KEY_FILE_VARIABLE, KEY_VARIABLE, Pseudonyms
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from cvm_batch.results.exporting.source import SlideResult
 
-
-class ResultsRoot(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
-    """Converts to what `ResultsFolder` takes: a Path, or the address as text."""
-
-    name = "path"
-
-    def convert(
-        self, value: str | Path, param: click.Parameter | None, context: click.Context | None
-    ) -> Path | str:
-        from cvm_batch.results.stores.store import results_root
-
-        try:
-            return results_root(value)
-        except UsageError as error:
-            self.fail(str(error))
+file_option = click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file, in place of an older one; default: standard output.",
+)
 
 
-def results_option(*, required: bool = False) -> Callable[[F], F]:
-    """``--results``, of commands that read what was submitted."""
-    return click.option(
-        "--results",
-        required=required,
-        type=ResultsRoot(),
-        metavar="DIR",
-        help="The folder that was --out of a submit, or its address on object storage.",
-    )
+def _slide(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else as_stored(value)
+
+
+@click.group("results")
+def results_group() -> None:
+    """Take slides, cells and summaries out of a results folder.
+
+    SLIDE is a slide_id, as the slides table has it.
+    """
+
+
+@results_group.command()
+@click.argument("slide", callback=_slide)
+@results_option(required=True)
+@file_option
+@click.option("--group", help="Only cells of this class group, such as hsil_plus.")
+@click.option(
+    "--least-confidence", type=float, default=0.0, help="Leave out cells that are less certain."
+)
+@click.option("--top", is_flag=True, help="Only the 20 most suspicious cells.")
+@click.option(
+    "--box",
+    "box_px",
+    type=float,
+    metavar="PX",
+    help="Squares of so many level-0 pixels around the nuclei; default: points.",
+)
+def geojson(
+    slide: str,
+    results: Path | str,
+    file: Path | None,
+    group: str | None,
+    least_confidence: float,
+    top: bool,
+    box_px: float | None,
+) -> ExitCode:
+    """Write the cells of SLIDE as GeoJSON that QuPath reads, coloured by class.
+
+    Cells whose position is not known are left out. Exit code 3 where SLIDE was not read whole.
+    """
+    from cvm_batch.results.exporting.geojson import GeoJson
+    from cvm_batch.results.exporting.source import SlideResult
+    from cvm_batch.results.reading import Results
+
+    with Results(results) as opened:
+        found = SlideResult.find(opened, slide)
+        cells = GeoJson(
+            slide_id=slide,
+            classes=None if group is None else found.classes_of(group),
+            least_confidence=least_confidence,
+            box_px=box_px,
+        )
+        _write(results, file, cells.lines(found.top_cells() if top else found.cells()))
+    STDERR.print(f"{cells.written:,} cells.")
+    if cells.without_position:
+        STDERR.print(f"{cells.without_position:,} cells left out: their position is not known.")
+    return _told_if_not_whole(found)
+
+
+@results_group.command("csv")
+@click.argument("slide", required=False, callback=_slide)
+@results_option(required=True)
+@file_option
+@click.option("--top", is_flag=True, help="Of SLIDE, only the 20 most suspicious cells.")
+def as_csv(slide: str | None, results: Path | str, file: Path | None, top: bool) -> ExitCode:
+    """Write each slide's newest row as CSV, or with SLIDE the cells of that slide.
+
+    For spreadsheets: control characters are spelt out, and a text that would be run as a formula
+    gets an apostrophe. Exit code 3 where SLIDE was not read whole.
+    """
+    from cvm_batch.cli.tables import csv_pieces
+    from cvm_batch.results.exporting.flat import flat_cells, flat_slides
+    from cvm_batch.results.exporting.source import SlideResult
+    from cvm_batch.results.reading import Results
+
+    if slide is None and top:
+        raise UsageError("--top is for the cells of one slide: name it.")
+    with Results(results) as opened:
+        if slide is None:
+            rows = opened.query("FROM slides ORDER BY slide_id")
+            _write(results, file, csv_pieces(flat_slides(rows)))
+            return ExitCode.COMPLETE
+        found = SlideResult.find(opened, slide)
+        cells = found.top_cells() if top else found.cells()
+        _write(results, file, csv_pieces(flat_cells(cells, found.class_names)))
+    return _told_if_not_whole(found)
+
+
+@results_group.command()
+@results_option(required=True)
+@click.option("--run", "run_id", help="A run's identifier; default: the newest.")
+@click.option("--pseudonyms", is_flag=True, help="Slides by pseudonyms under your key.")
+def summary(results: Path | str, run_id: str | None, pseudonyms: bool) -> ExitCode:
+    """Print a run's summary as JSON; `results schema` says what is in it."""
+    from cvm_batch.results.exporting import summary as made
+    from cvm_batch.results.folder import ResultsFolder
+    from cvm_batch.results.live import runs_seen
+    from cvm_batch.results.reading import Results
+
+    seen = [one for one in runs_seen(ResultsFolder(results)) if run_id in (None, one.run_id)]
+    if not seen:
+        raise ResultsError(f"{results} holds no run {run_id}: `cvm-batch list` shows which.")
+    # A killed run's manifest says that it runs.
+    manifest = {**seen[0].manifest, "state": seen[0].state}
+    with Results(results) as opened:
+        lacking = made.find_lacking(opened, seen[0].run_id)
+    if pseudonyms:
+        print_json(made.summary_without_names(manifest, lacking, _key()))
+    else:
+        print_json(made.plain_summary(manifest, lacking))
+    return ExitCode.COMPLETE
+
+
+@results_group.command()
+def schema() -> ExitCode:
+    """Print the JSON schema of a run's summary."""
+    from cvm_batch.results.exporting import summary as made
+
+    print_json(made.schema())
+    return ExitCode.COMPLETE
+
+
+@results_group.command("pseudonyms")
+@results_option(required=True)
+@file_option
+def list_pseudonyms(results: Path | str, file: Path | None) -> ExitCode:
+    """Write which slide each pseudonym stands for, as CSV; needs your key."""
+    from cvm_batch.cli.tables import csv_pieces
+    from cvm_batch.results.reading import Results
+
+    key = _key()
+    with Results(results) as opened:
+        names = opened.query("SELECT slide_id FROM slides ORDER BY slide_id")
+    pseudonyms = [key.of(name) for name in names["slide_id"].to_pylist()]
+    _write(results, file, csv_pieces(names.append_column("pseudonym", [pseudonyms])))
+    return ExitCode.COMPLETE
+
+
+def _key() -> Pseudonyms:
+    key = Pseudonyms.from_environment()
+    if key is None:
+        raise UsageError(
+            f"Pseudonyms need a key: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file with it."
+        )
+    return key
+
+
+def _told_if_not_whole(found: SlideResult) -> ExitCode:
+    if found.row["status"] == "complete":
+        return ExitCode.COMPLETE
+    unreadable = found.row["cells_unreadable"]
+    told = f"The slide is {found.row['status']}: {unreadable:,} cells could not be read."
+    STDERR.print(printable(told))
+    return ExitCode.NOT_ALL_COMPLETE
+
+
+def _write(results: Path | str, file: Path | None, pieces: Iterable[str]) -> None:
+    from cvm_batch.cli.tables import whole_file
+
+    if file is None:
+        sys.stdout.writelines(pieces)
+        return
+    refuse_within(results, file)
+    with whole_file(file) as opened:
+        opened.writelines(piece.encode() for piece in pieces)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cvm_batch.archives.tables.slides import MOST_PRIORITY
 from cvm_batch.cli.console import STDOUT, print_json
-from cvm_batch.cli.results import ResultsRoot
+from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
 from cvm_batch.errors import ExitCode, ResultsError

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cvm_batch.cli.console import print_json
-from cvm_batch.cli.results import ResultsRoot
+from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.cli.screening import print_summary, screen, screening_options
 
 

@@ -8,11 +8,12 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,8 @@ _MAX_WIDTH = 60
 #: What a spreadsheet takes for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@")
 _NOTHING = "-"
+#: As objects of Python's, which take more memory than in a table.
+_ROWS_AT_ONCE = 10_000
 
 
 def as_text(table: pa.Table) -> str:
@@ -46,12 +49,15 @@ def as_csv(table: pa.Table) -> str:
 
     Maps and lists are JSON. For exact text take JSON or Parquet.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_safe, table.column_names))
-    columns = ([_safe(_plain(value)) for value in values] for values in _columns(table))
-    writer.writerows(zip(*columns, strict=True))
-    return text.getvalue()
+    return "".join(csv_pieces(table))
+
+
+def csv_pieces(table: pa.Table) -> Iterator[str]:
+    """The same in turn, for what is large."""
+    yield _csv([map(_safe, table.column_names)])
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        columns = ([_safe(_plain(value)) for value in values] for values in _columns(batch))
+        yield _csv(zip(*columns, strict=True))
 
 
 def as_parquet(table: pa.Table) -> bytes:
@@ -70,10 +76,18 @@ FORMATS: dict[str, Callable[[pa.Table], str | bytes]] = {
 
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write the file, in place of an older one, whole or not at all. Raises UsageError."""
+    with whole_file(path) as file:
+        file.write(data if isinstance(data, bytes) else data.encode())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of an older one in the end. Raises UsageError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            beside.write_bytes(data if isinstance(data, bytes) else data.encode())
+            with beside.open("xb") as file:
+                yield file
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -86,7 +100,13 @@ def as_objects(table: pa.Table) -> list[dict[str, Any]]:
     return [_plain(row) for row in table.to_pylist(maps_as_pydicts="strict")]
 
 
-def _columns(table: pa.Table) -> list[list[Any]]:
+def _csv(lines: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _columns(table: pa.Table | pa.RecordBatch) -> list[list[Any]]:
     return [column.to_pylist(maps_as_pydicts="strict") for column in table.columns]
 
 

@@ -11,7 +11,7 @@ import click
 
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.query import refuse_within
-from cvm_batch.cli.results import results_option
+from cvm_batch.cli.results_root import results_option
 from cvm_batch.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -62,7 +62,10 @@ def test_version_and_help_answer_without_loading_torch() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "plan", "submit", "status", "list", "stop", "retry", "models", "train", "export"],
+    [
+        *("demo", "plan", "submit", "status", "list", "stop", "retry", "results"),
+        *("models", "train", "export"),
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     ended = cvm_batch_run(command, "--help")

@@ -56,7 +56,7 @@ def harmless(text: str) -> bool:
 def test_sql_as_a_table(night: Night) -> None:
     sql = "SELECT status, count(*) AS n FROM slides GROUP BY status ORDER BY status"
     assert told("query", sql, "--results", night.results) == (
-        f"status      n\ncomplete    {COMPLETE}\nfailed      1\nincomplete  2\n"
+        f"status       n\ncomplete    {COMPLETE}\nfailed       1\nincomplete   2\n"
     )
 
 

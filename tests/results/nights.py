@@ -1,10 +1,14 @@
-"""Two real runs into one folder, with something of everything that a reader must tell apart."""
+"""Results of real runs, over slides whose names are as bad as names can be.
+
+`make_night`: two runs into one folder, with something of everything that a reader must tell apart.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +18,50 @@ from cvm_batch.model.classes import CVM_CERVIX_CLASSES
 from cvm_batch.model.precision import Precision
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.summary import RunSummary
 from tests.archives import making
 from tests.conftest import coloured_tiles
 from tests.screening.test_run import flip_byte_in_member
 
-#: Names that do harm where they are pasted as they are: to HTML, a spreadsheet, a terminal.
+#: Names that do harm where they are pasted as they are: to HTML, a spreadsheet, a terminal, a
+#: command, a pattern, a format.
 HOSTILE = (
-    "<script>alert('x')</script>.zip".replace("/", "\N{DIVISION SLASH}"),
-    "=cmd|'calc'!A0.zip",
-    "\x1b[31mred\nnext line.zip",
-    "\N{RIGHT-TO-LEFT OVERRIDE}gpj.zip",
-    f'"quoted", {"long " * 45}.zip',
+    "<script>alert('x')</script>.zarr.zip".replace("/", "\N{DIVISION SLASH}"),
+    "=cmd|'calc'!A0.zarr.zip",
+    "\x1b[31mred\nnext line.zarr.zip",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gpj.zarr.zip",
+    f'"quoted", {"long " * 45}.zarr.zip',
+    "-rf.zarr.zip",
+    "%s {0} ${HOME} \\d+ .*.zarr.zip",
 )
+#: Of a slide that `write_slide` writes, which go through all classes in turn.
+CELLS = 24
+
+
+def write_slide(
+    folder: Path, name: str, seed: int = 0, tiles: NDArray[np.uint8] | None = None
+) -> Path:
+    """A slide whose cells have places and names."""
+    if tiles is None:
+        tiles = coloured_tiles([n % len(CVM_CERVIX_CLASSES) for n in range(CELLS)], seed=seed)
+    n = len(tiles)
+    xy = np.random.default_rng(seed).uniform(1000, 40_000, (n, 2))
+    ids = [f"=cell <{index}>" for index in range(n)]
+    return making.write_zarr(folder / name, tiles, xy=xy, cell_id=ids)
+
+
+def settings_for(slides: Path, bundle: Bundle, out: Path, **more: Any) -> Settings:
+    return Settings(
+        inputs=(str(slides),),
+        model=str(bundle.path),
+        out=out,
+        executor=ExecutorKind.LOCAL,
+        **{"precision": Precision.FP32} | more,
+    )
+
+
+def screened(slides: Path, bundle: Bundle, out: Path, **more: Any) -> RunSummary:
+    return run(settings_for(slides, bundle, out, **more))
 
 
 @dataclass(frozen=True)
@@ -54,14 +90,8 @@ def make_night(folder: Path, bundle: Bundle) -> Night:
         making.write_folder(slides / name, tiles_of(suspicious))
         sorted((slides / name).iterdir())[-1].write_bytes(b"no image")
     for seed, name in enumerate(HOSTILE):
-        making.write_zip(slides / name, tiles_of(None, 20, seed=seed))
-    settings = Settings(
-        inputs=(str(slides),),
-        model=str(bundle.path),
-        out=folder / "results",
-        precision=Precision.FP32,
-        executor=ExecutorKind.LOCAL,
-    )
+        write_slide(slides, name, seed, tiles_of(None, 20, seed=seed))
+    settings = settings_for(slides, bundle, folder / "results")
     first = run(settings)
     making.write_zip(slides / "changed.zip", tiles_of("ASC-US", 25))
     second = run(settings)
