@@ -24,15 +24,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "remote": set(),
     "archives": {"remote"},
     "results": {"remote"},
-    "screening": {"model", "archives", "results"},
+    "notices": set(),
+    "screening": {"model", "archives", "results", "notices"},
     "training": {"model", "archives", "results"},
-    "cli": {"remote", "model", "archives", "results", "screening", "training"},
+    "cli": {"remote", "model", "archives", "results", "notices", "screening", "training"},
     "jobs": {"model", "archives", "results", "screening", "training"},
 }
 IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py"}
 #: A script sees what lies beside it under its bare name.
 NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}
-LIGHT_PACKAGES = ("errors", "remote", "archives", "results")
+LIGHT_PACKAGES = ("errors", "remote", "archives", "results", "notices")
 
 MODULES = [
     path.relative_to(ROOT).as_posix()

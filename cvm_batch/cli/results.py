@@ -120,7 +120,7 @@ def as_csv(slide: str | None, results: Path | str, file: Path | None, top: bool)
 @click.option("--run", "run_id", help="A run's identifier; default: the newest.")
 @click.option("--pseudonyms", is_flag=True, help="Slides by pseudonyms under your key.")
 def summary(results: Path | str, run_id: str | None, pseudonyms: bool) -> ExitCode:
-    """Print a run's summary as JSON; `results schema` says what is in it."""
+    """Print a run's summary as JSON, as notices carry it; `results schema` says what is in it."""
     from cvm_batch.results.exporting import summary as made
     from cvm_batch.results.folder import ResultsFolder
     from cvm_batch.results.live import runs_seen

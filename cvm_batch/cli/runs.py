@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cvm_batch.archives.tables.slides import MOST_PRIORITY
 from cvm_batch.cli.console import STDOUT, print_json
+from cvm_batch.cli.notifying import notice_options, notices_for
 from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
@@ -117,14 +118,15 @@ def prioritise(results: Path | str, slides: tuple[str, ...], priority: int) -> E
 @click.command()
 @results_argument
 @click.option("--until", type=Until(), help="As in submit.")
+@notice_options
 @json_option
-def retry(results: Path | str, until: float | None, as_json: bool) -> int:
+def retry(results: Path | str, until: float | None, as_json: bool, **notify: Any) -> int:
     """Classify again what is not complete in the folder RESULTS, for whatever reason.
 
     With the inputs and settings of the newest run there. Complete slides, and slides that no
     run has seen yet, are left alone.
     """
-    summary = run_settings(_again(results, until))
+    summary = run_settings(_again(results, until), notices_for(**notify))
     if as_json:
         print_json(summary.to_json())
     else:

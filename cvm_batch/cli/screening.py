@@ -15,6 +15,7 @@ import click
 from rich.table import Table
 
 from cvm_batch.cli.console import STDERR, STDOUT, printable
+from cvm_batch.cli.notifying import notice_options, notices_for
 from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
@@ -22,6 +23,7 @@ from cvm_batch.cli.until import Until
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
+    from cvm_batch.notices.sending import Notices
     from cvm_batch.screening.settings import Settings
     from cvm_batch.screening.summary import NotComplete, RunSummary
 
@@ -68,16 +70,25 @@ def screening_options(command: F) -> F:
     ]
     for option in reversed(options):
         command = option(command)
-    return opening_options(command)
+    return opening_options(notice_options(command))
 
 
-def screen(*, inputs: tuple[str, ...], model: str, out: Path | str, **options: Any) -> RunSummary:
+def screen(
+    *,
+    inputs: tuple[str, ...],
+    model: str,
+    out: Path | str,
+    notify_webhook: str | None,
+    notify_mail: tuple[str, ...],
+    **options: Any,
+) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
     from cvm_batch.screening.settings import ExecutorKind, Settings
 
+    notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
     precision, backend = options.pop("precision"), options.pop("backend")
     arrays = ArrayNames(**options.pop("arrays"))
     settings = Settings(
@@ -90,16 +101,16 @@ def screen(*, inputs: tuple[str, ...], model: str, out: Path | str, **options: A
         backend=Backend(backend) if backend else None,
         **options,
     )
-    return run_settings(settings)
+    return run_settings(settings, notices)
 
 
-def run_settings(settings: Settings) -> RunSummary:
+def run_settings(settings: Settings, notices: Notices) -> RunSummary:
     """The same, of settings that are made already."""
     from cvm_batch.screening.run import run
 
     shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
     with _stop_requested() as stop, shown as report:
-        return run(settings, report=report, should_stop=stop.is_set)
+        return run(settings, report=report, should_stop=stop.is_set, notices=notices)
 
 
 def print_summary(summary: RunSummary, out: Path | str) -> None:

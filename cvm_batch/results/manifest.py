@@ -59,6 +59,8 @@ class RunManifest:
     finished_at: str | None = None
     exit_code: int | None = None
     error: str | None = None
+    notices: Sequence[Mapping[str, Any]] = ()
+    """What became of each notice of the run's end."""
     sealed_by: str | None = None
     """The run that made sure that nothing more can come of this one."""
     manifest_version: int = MANIFEST_VERSION

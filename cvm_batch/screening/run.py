@@ -7,20 +7,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import starmap
 
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CommitError, CvmBatchError, ExitCode
+from cvm_batch.errors import CommitError, CvmBatchError, ExitCode, RunAbortedError
 from cvm_batch.isolation import Done, run_isolated
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
+from cvm_batch.notices.sending import Notices
 from cvm_batch.results.claims import Hold
+from cvm_batch.results.exporting.summary import Lacking, summary_without_names
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.live import LiveFiles
@@ -48,12 +50,14 @@ def run(
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     executor: Executor | None = None,
+    notices: Notices | None = None,
 ) -> RunSummary:
     """Classify what is not done yet, and commit one row per slide.
 
     ``report`` is called about twice a second. Once ``should_stop`` says so, running
-    leases are finished, and the rest is left for the next run. Raises UsageError before
-    anything is classified, RunAbortedError where the run could not go on.
+    leases are finished, and the rest is left for the next run. ``notices`` go out at its end,
+    however it ends. Raises UsageError before anything is classified, RunAbortedError where the
+    run could not go on.
     """
     bundle = find_bundle(settings.model)
     results = ResultsFolder(settings.out)
@@ -61,7 +65,8 @@ def run(
     executor = executor or _executor(settings)
     name = RunName.new(datetime.now(UTC))
     with exclusive(results, name) as hold, closing(executor):
-        return _Run(settings, bundle, results, hold, name, executor).run(report, should_stop)
+        made = _Run(settings, bundle, results, hold, name, executor, notices or Notices())
+        return made.run(report, should_stop)
 
 
 def _executor(settings: Settings) -> Executor:
@@ -83,6 +88,7 @@ class _Run:
         hold: Hold,
         name: RunName,
         executor: Executor,
+        notices: Notices,
     ) -> None:
         self._clock = Clock()
         self._began = self._clock.now()
@@ -92,6 +98,7 @@ class _Run:
         self._hold = hold
         self._name = name
         self._executor = executor
+        self._notices = notices
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
         self._planner = partial(
@@ -134,7 +141,7 @@ class _Run:
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
     ) -> RunSummary:
-        self._write_manifest(RunState.RUNNING)
+        self._write(self._manifest(RunState.RUNNING))
         live = LiveFiles(self._results, self._name)
 
         def tell(progress: Progress) -> None:
@@ -155,7 +162,8 @@ class _Run:
             self._hold.check(now=True)  # what is cleared away is not another run's
             self._driver.commits.remove_superseded()
             summary = self._summary()
-            self._write_manifest(summary.state, summary=summary, exit_code=summary.exit_code)
+            manifest = self._manifest(summary.state, summary=summary, exit_code=summary.exit_code)
+            self._write(manifest)
         except BaseException as error:
             self._abort(error)
             if isinstance(error, CommitError):  # as one that was taken over may get, too
@@ -163,6 +171,7 @@ class _Run:
             raise
         finally:
             live.remove()
+        self._notify(manifest)
         return summary
 
     def _drive(
@@ -189,11 +198,28 @@ class _Run:
         with suppress(Exception):
             self._driver.commits.flush()
         with suppress(Exception):
-            self._write_manifest(
+            manifest = self._manifest(
                 RunState.STOPPED if stopped else RunState.ABORTED,
                 error=str(error) or repr(error),
                 exit_code=ExitCode.STOPPED if stopped else code,
             )
+            with suppress(Exception):
+                self._write(manifest)
+            if not stopped:  # whoever stops it at once sits before it
+                self._notify(manifest)
+
+    def _notify(self, manifest: RunManifest) -> None:
+        """Tell of the run's end, and in the manifest what became of that."""
+        if not self._notices.channels:
+            return
+        lacking = [
+            Lacking(one.slide_id, one.status, one.reason)
+            for one in self._driver.commits.not_complete
+        ]
+        summary = summary_without_names(asdict(manifest), lacking, self._notices.pseudonyms)
+        told = self._notices.send(summary)
+        with suppress(RunAbortedError):  # the run has ended, and its manifest is written
+            self._write(replace(manifest, notices=told))
 
     def _summary(self) -> RunSummary:
         driver, commits = self._driver, self._driver.commits
@@ -225,15 +251,18 @@ class _Run:
     def _settled(self) -> Counter[Status]:
         return Counter(slide.found.status for slide in self._driver.plan.settled)
 
-    def _write_manifest(
+    def _write(self, manifest: RunManifest) -> None:
+        """Raises TakenOverError."""
+        write_while_held(self._results, self._hold, manifest)
+
+    def _manifest(
         self,
         state: RunState,
         *,
         summary: RunSummary | None = None,
         exit_code: ExitCode | None = None,
         error: str | None = None,
-    ) -> None:
-        """Raises TakenOverError."""
+    ) -> RunManifest:
         commits, settled = self._driver.commits, self._settled()
         seconds = {"planning": self._planned - self._began}
         if summary is not None:
@@ -241,7 +270,7 @@ class _Run:
             seconds["classifying"] = summary.seconds_classifying
         spec = self._bundle.spec.to_json()
         del spec["provenance"]  # long, and the digest stands for it
-        manifest = RunManifest(
+        return RunManifest(
             run_id=self._name.run_id,
             state=state,
             started_at=_iso(self._began),
@@ -271,7 +300,6 @@ class _Run:
             exit_code=exit_code,
             error=printable(error) if error else None,
         )
-        write_while_held(self._results, self._hold, manifest)
 
 
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:

@@ -106,3 +106,12 @@ def _leave_behind_a_superseded_attempt(night: Night) -> None:
         (folder,) = (night.results / kind).glob(f"*/{night.second_run}")
         for path in sorted(folder.iterdir()):
             shutil.copy(path, path.with_name(path.name.replace("-0.parquet", "-9.parquet")))
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file of a results folder by its path, but the claims'."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.relative_to(root).as_posix().startswith((".", "lock"))
+    }
