@@ -12,12 +12,17 @@ starts all of them again, and they take up the last sound checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+# Ray gives a group of workers 30 s to start: on a busy node, importing PyTorch takes longer.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+
 import ray
 import ray.train
 import torch

@@ -8,6 +8,7 @@ from typing import Any
 
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.training.metrics import Metrics
+from cvm_batch.training.splits import SplitKind
 
 _CARD = """\
 # {spec.name}
@@ -48,7 +49,7 @@ Cells by their true class (rows) and what they were taken for (columns):
 
 SHA-256 over names, contents and labels: `{data[digest]}`.
 
-Cells (and groups) on each side of the split, which is by group, with seed {split[seed]}:
+Cells (and groups) on each side of the split, which is {split_by}, with seed {split[seed]}:
 
 {sides}
 
@@ -76,6 +77,11 @@ validation figures.
 - Its probabilities are not calibrated.
 """
 _WIDTH = 90
+_SPLITS = {
+    SplitKind.GROUPED: "by group",
+    SplitKind.PAPER: "at random class by class, as in the paper, so that cells of one image may "
+    "lie on both sides, which flatters the figures",
+}
 
 
 def model_card(spec: BundleSpec, test: Metrics) -> str:
@@ -98,6 +104,7 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         confusion=_confusion(test),
         abnormal=_abnormal(spec, test),
         source=data["source"] or "Source and licence were not recorded: ask who trained it.",
+        split_by=_SPLITS[SplitKind(split["kind"])],
         sides=_sides(spec.class_names, split["sides"]),
         average=_average(recipe["ema_decay"]),
         validation_f1=percent(provenance["metrics"]["validation"]["macro_f1"]),

@@ -87,9 +87,7 @@ def test_a_killed_worker_costs_no_epoch_that_was_over(
 
 
 @pytest.mark.campaign
-def test_a_killed_job_goes_on_where_it_was(
-    tmp_path: Path, data: Path, tiny_recipe: Recipe
-) -> None:
+def test_a_killed_job_goes_on_where_it_was(tmp_path: Path, data: Path, tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, epochs=60, batch_size=24)
     job = job_of(data, recipe, tmp_path / "tiny-0123")
 
