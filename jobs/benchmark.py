@@ -3,6 +3,7 @@
     python jobs/benchmark.py                    end to end, against the bare engine
     python jobs/benchmark.py engine             the bare engine, beside its peers: no Ray, no zarr
     python jobs/benchmark.py archives           readers, against their decoders alone
+    python jobs/benchmark.py training           training steps, beside a plain DataLoader loop
     python jobs/benchmark.py driver             what one driver costs: per slide, lease and start
 
 The machine may be shared and noisy, so only ratios within one run count: what is compared
@@ -27,6 +28,7 @@ _COMMANDS = {
     "engine": "Tiles in memory -> probabilities, beside peers; without Ray, zarr or OpenSlide.",
     "query": "Results of a made-up night -> answers, whole commands and within one process.",
     "archives": "Archives on disk -> tiles in memory, against the decoders alone.",
+    "training": "Training steps, beside a plain eager DataLoader loop.",
     "driver": "What one driver costs: per slide, per lease, in memory, at its start.",
 }
 

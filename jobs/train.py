@@ -79,7 +79,8 @@ def _work(config: dict[str, Job]) -> None:
 def main(job: Path, workers: int, gpus: bool, address: str | None) -> None:
     """Train JOB on a Ray cluster."""
     described: Job = pickle.loads(job.read_bytes())  # noqa: S301 - written by the same command
-    ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
+    # With its dashboard, whose API Ray Train asks for the state of its controller.
+    ray.init(address=address or "local", log_to_driver=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": described},

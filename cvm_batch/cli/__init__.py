@@ -13,6 +13,7 @@ from importlib.abc import MetaPathFinder
 import click
 
 import cvm_batch
+from cvm_batch.cli.compare import compare
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.demo import demo
 from cvm_batch.cli.evaluate import evaluate
@@ -48,7 +49,7 @@ def cli() -> None:
 _RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
 _RESULTS = (worklist, query, results_group)
-_MODELS = (models, train, evaluate, export)
+_MODELS = (models, train, evaluate, compare, export)
 for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
     cli.add_command(command)
 

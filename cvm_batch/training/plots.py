@@ -153,3 +153,24 @@ def feature_cloud(
             }
         )
     return {"data": traces, "layout": _LAYOUT | {"height": 600}}
+
+
+def cost_plot(points: Sequence[tuple[str, float, float]], title: str) -> Figure:
+    """Accuracy over a cost on a logarithmic axis, a labelled point for each model."""
+    return {
+        "data": [
+            {
+                "x": [cost for _, cost, _ in points],
+                "y": [accuracy for _, _, accuracy in points],
+                "text": [name for name, _, _ in points],
+                "mode": "markers+text",
+                "textposition": "top center",
+                "marker": {"size": 9},
+            }
+        ],
+        "layout": _LAYOUT
+        | {
+            "xaxis": {"title": {"text": title}, "type": "log"},
+            "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
+        },
+    }

@@ -36,6 +36,8 @@ def on_ray(job: Job, killer: threading.Thread | None = None) -> tuple[Trained, l
     return trained, [epoch.number for epoch in seen]
 
 
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_two_workers_learn_as_one_that_accumulates(
     tmp_path: Path, data: Path, tiny_recipe: Recipe
 ) -> None:
@@ -62,6 +64,7 @@ def workers_of_this_process() -> list[psutil.Process]:
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_a_killed_worker_costs_no_epoch_that_was_over(
     tmp_path: Path, data: Path, tiny_recipe: Recipe
 ) -> None:
@@ -87,6 +90,7 @@ def test_a_killed_worker_costs_no_epoch_that_was_over(
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path, data: Path, tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, epochs=60, batch_size=24)
     job = job_of(data, recipe, tmp_path / "tiny-0123")

@@ -1,0 +1,75 @@
+"""`cvm-batch compare`: the models of Table 3 on one's own cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Labelled cells, in any layout that `train` takes.",
+)
+@click.option(
+    "--models",
+    default="all",
+    show_default=True,
+    help="Names with commas between: of --list or of timm; NAME@FIELD=VALUE changes a recipe's "
+    "field for one of them, cvm-cervix@hidden=560 the fusion's width.",
+)
+@click.option("--recipe", "recipe_name", metavar="NAME", help="The same for all of them.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Of the study.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--at-once", type=click.IntRange(min=1), help="Trials at once on a Ray cluster.")
+@click.option("--gpus", is_flag=True, help="With --at-once: a GPU for each trial.")
+@click.option("--address", help="With --at-once: of the Ray cluster.")
+@click.option("--list", "list_models", is_flag=True, help="List the models' names.")
+def compare(
+    data: tuple[Path, ...],
+    models: str,
+    recipe_name: str | None,
+    out: Path | None,
+    epochs: int | None,
+    settings: tuple[str, ...],
+    seeds: int,
+    at_once: int | None,
+    gpus: bool,
+    address: str | None,
+    list_models: bool,
+) -> None:
+    """Train and judge several models alike: Table 3 on your own cells.
+
+    The same command goes on where it was interrupted, and tries again what failed. OUT gets
+    table.csv, table.md and index.html.
+    """
+    from cvm_batch.training.comparison import ALL, trials
+    from cvm_batch.training.study import OnRay, here, study
+
+    if list_models:
+        for name in ALL:
+            click.echo(name)
+        return
+    if not data or recipe_name is None or out is None:
+        raise click.UsageError("Give --data, --recipe and --out; --list prints the models.")
+    if (gpus or address) and at_once is None:
+        raise click.UsageError("--gpus and --address go with --at-once.")
+    from cvm_batch.training.recipes import find_recipe, overridden
+    from cvm_batch.training.report import check_installed
+
+    check_installed()
+    changes = (*settings, *([] if epochs is None else [f"epochs={epochs}"]))
+    names = ALL if models == "all" else tuple(name.strip() for name in models.split(","))
+    planned = trials(names, range(seeds), overridden(find_recipe(recipe_name), changes), data, out)
+    runner = OnRay(at_once=at_once, gpus=gpus, address=address) if at_once else here
+    failed = study(planned, out, runner=runner, say=click.echo)
+    click.echo(f"The table: {out / 'index.html'}, table.md and table.csv beside it")
+    if failed:
+        click.echo(f"{failed} of {len(planned)} trials failed; the table says why.")
+        raise SystemExit(3)

@@ -1,0 +1,97 @@
+"""A study's trials, here one after the other or on a Ray cluster, and its table."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cvm_batch.errors import RunAbortedError
+from cvm_batch.training import comparison_table
+from cvm_batch.training.comparison import Trial, run
+from cvm_batch.training.elsewhere import job_file
+
+_JOB_FILE = "trials.pickle"
+
+
+class Runner(Protocol):
+    """Runs trials; each leaves its file."""
+
+    def __call__(self, missing: Sequence[Trial], say: Callable[[str], None]) -> None: ...
+
+
+def here(missing: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """One after the other in this process."""
+    for number, trial in enumerate(missing, start=1):
+        say(f"{trial.model}, seed {trial.recipe.seed} ({number} of {len(missing)})")
+        _tell(run(trial, say=say), say)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay:
+    """Several at once by `jobs/compare.py`."""
+
+    at_once: int
+    gpus: bool = False
+    address: str | None = None
+
+    def __call__(self, missing: Sequence[Trial], say: Callable[[str], None]) -> None:
+        """Raises RunAbortedError where the job fails as a whole."""
+        path = missing[0].folder / _JOB_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(list(missing)))
+        command = [sys.executable, str(job_file("compare.py")), str(path)]
+        command += ["--at-once", str(self.at_once)]
+        command += ["--gpus"] * self.gpus + (["--address", self.address] if self.address else [])
+        code = subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+        if code:
+            raise RunAbortedError(
+                f"The study's job ended with exit code {code}; what it said is above. The same "
+                "command goes on with the trials that are missing."
+            )
+        path.unlink()
+
+
+def study(
+    planned: Sequence[Trial],
+    out: Path,
+    *,
+    runner: Runner = here,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Run what has not run to its end yet, and write the table; return how many failed."""
+    missing = [trial for trial in planned if _is_missing(trial)]
+    say(f"{len(planned)} trials, {len(planned) - len(missing)} of them done before")
+    if missing:
+        runner(missing, say)
+    found = [value for trial in planned if (value := trial.found()) is not None]
+    comparison_table.write(out, comparison_table.rows(found), _note(planned))
+    return sum("error" in value for value in found) + len(planned) - len(found)
+
+
+def _is_missing(trial: Trial) -> bool:
+    found = trial.found()
+    return found is None or "error" in found
+
+
+def _note(planned: Sequence[Trial]) -> str:
+    recipe = planned[0].recipe
+    data = ", ".join(path.name for path in planned[0].data)
+    return (
+        f"Data {data}, split {recipe.split} with seed {recipe.split_seed}, input "
+        f"{recipe.preprocessing.input_px} px, {recipe.epochs} epochs of batches of "
+        f"{recipe.batch_size}, {len({trial.recipe.seed for trial in planned})} seeds, from random "
+        "weights. A small budget says little of the models: what learns fast wins."
+    )
+
+
+def _tell(value: dict[str, Any], say: Callable[[str], None]) -> None:
+    if "error" in value:
+        say(f"{value['model']} failed: {value['error']}")
+    else:
+        test = value["test"]
+        say(f"{value['model']}: accuracy {test['accuracy']:.4f}, macro F1 {test['macro_f1']:.4f}")

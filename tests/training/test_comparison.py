@@ -1,0 +1,131 @@
+"""The comparison of models: trials, what is left of them, and the table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cvm_batch.cli.compare import compare as command
+from cvm_batch.errors import UsageError
+from cvm_batch.model.architecture import Fusion, SingleNetwork
+from cvm_batch.training.comparison import ALL, Trial, trials
+from cvm_batch.training.comparison_table import mcnemar, rows
+from cvm_batch.training.paper import TABLE_3
+from cvm_batch.training.recipes import find_recipe, overridden
+
+
+def test_the_names_are_those_of_table_3() -> None:
+    assert set(ALL) == set(TABLE_3)
+    assert len(ALL) == 23
+    assert TABLE_3["densenet169"] == (0.892, 0.889, 0.887, 0.8899)
+    listed = CliRunner().invoke(command, ["--list"], catch_exceptions=False).output.split()
+    assert tuple(listed) == ALL
+
+
+def test_recipes_are_alike_but_for_the_network(data: Path, tmp_path: Path) -> None:
+    recipe = overridden(find_recipe("cvm-cervix-mini-cric6"), ["epochs=3"])
+    names = ["deit_tiny_patch16_224", "resnet18", "cvm-cervix", "cvm-cervix@hidden=99"]
+    planned = trials([*names, "resnet18@augmentation.jitter=0.5"], [0, 1], recipe, [data], tmp_path)
+    assert [trial.recipe.seed for trial in planned] == [0, 1] * 5
+    by_model = {trial.model: trial.recipe for trial in planned}
+    deit = by_model["deit_tiny_patch16_224"].architecture
+    assert isinstance(deit, SingleNetwork)
+    assert deit.args == {"img_size": 96}
+    assert by_model["cvm-cervix"].architecture == recipe.architecture
+    wide = by_model["cvm-cervix@hidden=99"].architecture
+    assert isinstance(wide, Fusion)
+    assert wide.hidden == 99
+    assert by_model["resnet18@augmentation.jitter=0.5"].augmentation.jitter == 0.5
+    for trial in planned:
+        assert trial.recipe.epochs == 3
+        assert trial.recipe.split_seed == recipe.split_seed
+    assert len({trial.path for trial in planned}) == 10
+    with pytest.raises(UsageError, match="no such width"):
+        trials(["resnet18@hidden=9"], [0], recipe, [data], tmp_path)
+    with pytest.raises(UsageError, match="sets no field"):
+        trials(["resnet18@colour=9"], [0], recipe, [data], tmp_path)
+
+
+def test_mcnemar_by_hand() -> None:
+    right = np.array([True] * 8 + [False] * 2 + [True] * 5)
+    other = np.array([False] * 8 + [True] * 2 + [True] * 5)
+    # Of ten cells on which one alone is right, two or fewer on one side: 2 (1 + 10 + 45) / 1024.
+    assert mcnemar(right, other) == pytest.approx(112 / 1024)
+    assert mcnemar(right, right) == 1.0
+
+
+def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> None:
+    """inception_v3 takes no images of 32 px; the second time it alone is tried again."""
+    out = tmp_path / "study"
+    names = "test_resnet,inception_v3,cvm-cervix"
+    arguments = ["--data", str(data), "--models", names, "--recipe", "smoke", "--out", str(out)]
+    first = CliRunner().invoke(command, [*arguments, "--epochs", "1"], catch_exceptions=False)
+    assert first.exit_code == 3
+    assert "3 trials, 0 of them done before" in first.output
+    assert "inception_v3 failed: " in first.output
+    files = {path.name: path.stat().st_mtime_ns for path in (out / "trials").iterdir()}
+    again = CliRunner().invoke(command, [*arguments, "--epochs", "1"], catch_exceptions=False)
+    assert "3 trials, 2 of them done before" in again.output
+    changed = [
+        path.name
+        for path in (out / "trials").iterdir()
+        if path.stat().st_mtime_ns != files.get(path.name)
+    ]
+    assert [name.partition("-seed")[0] for name in changed] == ["inception_v3"]
+
+    with (out / "table.csv").open(newline="") as file:
+        table = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(table) == names.split(",")
+    assert table["inception_v3"]["failed"] == "1"
+    assert table["inception_v3"]["accuracy"] == ""
+    assert table["inception_v3"]["paper_accuracy"] == "0.8496"
+    ours, other = table["cvm-cervix"], table["test_resnet"]
+    assert 0 <= float(ours["accuracy_low"]) <= float(ours["accuracy"])
+    assert ours["mcnemar_p"] == ""
+    assert 0 < float(other["mcnemar_p"]) <= 1
+    assert int(ours["parameters"]) > int(other["parameters"]) > 1000
+    markdown = (out / "table.md").read_text()
+    assert "1 epochs of batches of 16" in markdown
+    assert "| CVM-Cervix |" in markdown
+    assert "failed: " in markdown
+    page = (out / "index.html").read_text()
+    assert not re.search(r"(src|href)=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+
+
+def test_seeds_are_averaged_and_their_cells_paired() -> None:
+    def trial(model: str, seed: int, accuracy: float, right: list[bool]) -> dict[str, object]:
+        figures = dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), accuracy)
+        test = figures | {"accuracy": accuracy, "intervals_95": {"accuracy": [0.1, accuracy]}}
+        costs = {"parameters": 5, "gflop": 1.0, "tiles_per_second": 10.0}
+        named = {"model": model, "seed": seed, "right": right, "test": test}
+        return named | costs | {"fp16": {"accuracy": accuracy}}
+
+    found = [
+        trial("cvm-cervix", 0, 1.0, [True, True]),
+        trial("cvm-cervix", 1, 0.5, [True, False]),
+        trial("x", 0, 0.5, [False, True]),
+        trial("x", 1, 0.0, [False, False]),
+        {"model": "y", "seed": 0, "error": "it broke"},
+    ]
+    table = {row.model: row.values for row in rows(found)}
+    assert table["cvm-cervix"]["accuracy"] == 0.75
+    assert table["x"]["seeds"] == 2
+    # Ours alone is right on two of four, the other never: 2 / 2**2.
+    assert table["x"]["mcnemar_p"] == 0.5
+    assert table["y"]["error"] == "it broke"
+    assert table["y"]["accuracy"] is None
+
+
+def test_trials_of_another_recipe_are_other_files(data: Path, tmp_path: Path) -> None:
+    recipe = find_recipe("smoke")
+    (one,) = trials(["cvm-cervix"], [0], recipe, [data], tmp_path)
+    (other,) = trials(["cvm-cervix"], [0], replace(recipe, epochs=9), [data], tmp_path)
+    assert one.path != other.path
+    assert isinstance(one, Trial)
+    assert one.found() is None
