@@ -5,6 +5,7 @@
     python jobs/benchmark.py archives           readers, against their decoders alone
     python jobs/benchmark.py training           training steps, beside a plain DataLoader loop
     python jobs/benchmark.py driver             what one driver costs: per slide, lease and start
+    python jobs/benchmark.py feed               all but the model, against bare loops and Ray Data
 
 The machine may be shared and noisy, so only ratios within one run count: what is compared
 is timed by turns, or before and after each other.
@@ -30,6 +31,7 @@ _COMMANDS = {
     "archives": "Archives on disk -> tiles in memory, against the decoders alone.",
     "training": "Training steps, beside a plain eager DataLoader loop.",
     "driver": "What one driver costs: per slide, per lease, in memory, at its start.",
+    "feed": "Archives on disk -> committed counts, the model a checksum; beside Ray Data.",
 }
 
 

@@ -158,21 +158,31 @@ class Batch:
 
 
 def batches(blocks: Iterable[tuple[PartTally, ReadableTiles]], size: int) -> Iterator[Batch]:
-    """Join blocks into batches of exactly ``size`` tiles; only the last may be smaller."""
-    owners: list[tuple[PartTally, ReadableTiles]] = []
+    """Cut blocks into batches of exactly ``size`` tiles; only the last may be smaller.
+
+    A batch that fits into a block is a view of it. What is left of blocks waits for more of
+    that kind: joining is a copy, and as dear as reading the tiles a third time.
+    """
+    waiting: list[tuple[PartTally, ReadableTiles]] = []
     room = size
     for tally, block in blocks:
-        taken = 0
-        while taken < len(block):
-            piece = block.slice(taken, min(taken + room, len(block)))
-            owners.append((tally, piece))
-            taken += len(piece)
-            room -= len(piece)
-            if not room:
-                yield Batch(_joined(owners), tuple(owners))
-                owners, room = [], size
-    if owners:
-        yield Batch(_joined(owners), tuple(owners))
+        whole = len(block) // size * size
+        for start in range(0, whole, size):
+            piece = block.slice(start, start + size)
+            yield Batch(piece.tiles, ((tally, piece),))
+        rest = block.slice(whole, len(block))
+        if whole:
+            rest = rest.copy()  # while it waits, a view would keep the whole block alive
+        if len(rest) >= room:
+            waiting.append((tally, rest.slice(0, room)))
+            yield Batch(_joined(waiting), tuple(waiting))
+            rest = rest.slice(room, len(rest))
+            waiting, room = [], size
+        if len(rest):
+            waiting.append((tally, rest))
+            room -= len(rest)
+    if waiting:
+        yield Batch(_joined(waiting), tuple(waiting))
 
 
 def _joined(owners: Sequence[tuple[PartTally, ReadableTiles]]) -> Tiles:

@@ -26,6 +26,8 @@ from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpe
 #: Batches handed to each lane of the engine ahead of the one being counted: one runs, one
 #: waits.
 _BATCHES_AHEAD = 2
+#: Threads that write and flush what parts found.
+_FINISHERS = 8
 
 
 class Replica:
@@ -43,6 +45,7 @@ class Replica:
         self._spec = spec
         self._bundle = bundle
         self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        self._finishers = ThreadPoolExecutor(_FINISHERS, thread_name_prefix="finish")
         self._shelf = Shelf(partial(open_archive, options=spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
@@ -82,6 +85,7 @@ class Replica:
         ahead = self._spec.threads + 2
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
         running: deque[tuple[Batch, Future[Classified]]] = deque()
+        finishing: dict[PartTally, Future[PartOutcome]] = {}
         try:
             with self._turn:
                 for batch in batches(blocks, self._engine.batch_size):
@@ -89,33 +93,47 @@ class Replica:
                         raise RunAbortedError("The replica was closed while a lease was running.")
                     running.append((batch, self._engine.start(batch.tiles)))
                     if len(running) > _BATCHES_AHEAD * self._engine.lanes:
-                        self._count(*running.popleft())
+                        self._count(*running.popleft(), finishing)
             # The next lease's first batch may follow the last one without a gap.
             while running:
-                self._count(*running.popleft())
+                self._count(*running.popleft(), finishing)
         finally:
             blocks.close()
-        # On the decoders, since encoding and flushing many small files takes its time.
-        return list(self._decoders.map(lambda tally: tally.finish(self._files), tallies))
+        for tally in tallies:
+            self._finish(tally, finishing)
+        return [finishing[tally].result() for tally in tallies]
 
     @property
     def tiles_done(self) -> int:
         """Tiles classified since the replica began to serve: a sign of life."""
         return self._tiles_done
 
-    def _count(self, batch: Batch, result: Future[Classified]) -> None:
+    def _count(
+        self,
+        batch: Batch,
+        result: Future[Classified],
+        finishing: dict[PartTally, Future[PartOutcome]],
+    ) -> None:
         found = result.result()
         start = 0
         for tally, tiles in batch.owners:
             tally.seconds += found.seconds * len(tiles) / len(batch.tiles)
             tally.add(tiles, found.probabilities[start : start + len(tiles)])
             start += len(tiles)
+            if tally.complete:
+                self._finish(tally, finishing)
         self._tiles_done += start
+
+    def _finish(self, tally: PartTally, finishing: dict[PartTally, Future[PartOutcome]]) -> None:
+        """Once, beside what is still being read: it waits for the disk most of the time."""
+        if tally not in finishing:
+            finishing[tally] = self._finishers.submit(tally.finish, self._files)
 
     def close(self) -> None:
         """Give up what runs, at the next batch. Calling it twice is harmless."""
         self._closed.set()
         self._decoders.shutdown(cancel_futures=True)
+        self._finishers.shutdown(cancel_futures=True)
         self._engine.close()
         self._shelf.close()
 

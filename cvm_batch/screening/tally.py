@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ class ReadableTiles:
             self.quality.take(rows),
         )
 
+    def copy(self) -> ReadableTiles:
+        """With tiles in memory of their own."""
+        if isinstance(self.tiles, np.ndarray):
+            return replace(self, tiles=self.tiles.copy())
+        return replace(self, tiles=[tile.copy() for tile in self.tiles])
+
 
 class PartTally:
     """One part in the making. Not safe for several threads at once."""
@@ -66,13 +72,15 @@ class PartTally:
         self._missing = 0
         self._fault_details: list[str] = []
         self._quality = QualitySums()
-        self._tops: list[tuple[CellColumns, NDArray[np.uint8]]] = []
+        self._top_rows: CellColumns | None = None
+        self._top_tiles: list[NDArray[np.uint8]] = []
 
     def fail(self, error: SlideError) -> None:
         """Give the part up; the first cause counts."""
         self.failure = self.failure or Failure.of(error)
         self._rows.clear()
-        self._tops.clear()
+        self._top_rows = None
+        self._top_tiles.clear()
 
     def note_unreadable(self, block: TileBlock) -> None:
         self._unreadable += int(len(block) - block.readable.sum())
@@ -109,6 +117,12 @@ class PartTally:
         self._rows.append(rows)
         self._keep_tops(rows, tiles.tiles)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all tiles of the part are accounted for; then it changes no more."""
+        accounted = int(self._counts.sum()) + self._unreadable
+        return self.failure is None and accounted == len(self.part)
+
     def finish(self, files: PartFiles) -> PartOutcome:
         """Write the part's files and say what was found. Raises CommitError."""
         if self.failure is not None:
@@ -121,10 +135,9 @@ class PartTally:
         name = (self.part.slide.slide_id, self.part.start, self.part.attempt)
         cells_file = tops_file = None
         if self._rows:
-            cells_file = files.write_cells(*name, CellColumns.concatenate(self._rows))
-        if self._tops:
-            rows, tiles = zip(*self._tops, strict=True)
-            tops_file = files.write_tops(*name, CellColumns.concatenate(rows), tiles)
+            cells_file = files.write_cells(*name, _in_order(CellColumns.concatenate(self._rows)))
+        if self._top_rows is not None:
+            tops_file = files.write_tops(*name, self._top_rows, self._top_tiles)
         return PartOutcome(
             part=self.part,
             class_counts=tuple(int(count) for count in self._counts),
@@ -132,8 +145,8 @@ class PartTally:
             unreadable=self._unreadable,
             missing=self._missing,
             fault_details=tuple(self._fault_details),
-            top_scores=tuple(_score(row) for row, _ in self._tops),
-            top_classes=tuple(int(row.probabilities[0].argmax()) for row, _ in self._tops),
+            top_scores=tuple(_scores(self._top_rows)),
+            top_classes=tuple(_classes(self._top_rows)),
             quality=self._quality,
             integrity=self.integrity,
             cells_file=cells_file,
@@ -145,14 +158,22 @@ class PartTally:
         if rows.p_primary is None:
             return
         candidates = np.argsort(-rows.p_primary, kind="stable")[:TOP_CELLS]
-        if len(self._tops) == TOP_CELLS:
-            worst = _score(self._tops[-1][0])
+        if len(self._top_tiles) == TOP_CELLS:
+            worst = _scores(self._top_rows)[-1]
             candidates = candidates[rows.p_primary[candidates] >= worst]
+        if not len(candidates):
+            return
+        found = rows.take(candidates)
         # Copies: a view would keep the whole decoded block alive.
-        self._tops += [(rows.take(np.array([i])), tiles[i].copy()) for i in candidates]
+        found_tiles = [tiles[i].copy() for i in candidates]
+        if self._top_rows is not None:
+            found = CellColumns.concatenate([self._top_rows, found])
+            found_tiles = self._top_tiles + found_tiles
         # Equal scores go by index, so that the choice does not depend on how parts fell.
-        self._tops.sort(key=lambda top: (-_score(top[0]), int(top[0].index[0])))
-        del self._tops[TOP_CELLS:]
+        assert found.p_primary is not None
+        order = np.lexsort((found.index, -found.p_primary))[:TOP_CELLS]
+        self._top_rows = found.take(order)
+        self._top_tiles = [found_tiles[i] for i in order]
 
     def _non_finite(self, index: int) -> NonFiniteOutputError:
         return NonFiniteOutputError(
@@ -161,6 +182,23 @@ class PartTally:
         )
 
 
-def _score(row: CellColumns) -> float:
-    assert row.p_primary is not None
-    return float(row.p_primary[0])
+def _in_order(cells: CellColumns) -> CellColumns:
+    """By index: batches do not come in the order of their tiles."""
+    if (np.diff(cells.index) > 0).all():
+        return cells
+    return cells.take(np.argsort(cells.index))
+
+
+def _scores(rows: CellColumns | None) -> list[float]:
+    if rows is None or rows.p_primary is None:
+        return []
+    scores: list[float] = rows.p_primary.tolist()
+    return scores
+
+
+def _classes(rows: CellColumns | None) -> list[int]:
+    """The most probable of each cell."""
+    if rows is None:
+        return []
+    classes: list[int] = rows.probabilities.argmax(axis=1).tolist()
+    return classes

@@ -117,6 +117,21 @@ def test_equal_scores_go_by_index(files: PartFiles, results: ResultsFolder) -> N
     assert tops["index"].to_pylist() == list(range(TOP_CELLS))
 
 
+def test_rows_go_by_index_however_batches_came(files: PartFiles, results: ResultsFolder) -> None:
+    part = tally(60)
+    for start in (40, 0, 20):
+        assert not part.complete
+        index = np.arange(start, start + 20, dtype=np.int64)
+        part.add(readable(index), probabilities(index / 60))
+    assert part.complete
+    found = part.finish(files)
+    assert found.cells_file is not None
+    cells = pq.read_table(results.root / found.cells_file, partitioning=None)
+    assert cells["index"].to_pylist() == list(range(60))
+    assert cells["cell_id"].to_pylist() == [f"c{n}" for n in range(60)]
+    assert cells["p_primary"].to_pylist() == pytest.approx([n / 60 for n in range(60)])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_fails_the_part(
     bad: float, files: PartFiles, results: ResultsFolder

@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cvm_batch.archives.members.base import read_listed
@@ -43,7 +44,7 @@ class PackManifest:
     files: Mapping[str, PackedFile]
     """By name relative to the archive, with forward slashes; all but the manifest itself."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of all that it records: the slide's identity."""
         return hashlib.sha256(_canonical(self._body())).hexdigest()
@@ -56,7 +57,7 @@ class PackManifest:
         return {
             "manifest_version": MANIFEST_VERSION,
             "tiles": self.tiles,
-            "files": {name: asdict(file) for name, file in self.files.items()},
+            "files": {name: vars(file) for name, file in self.files.items()},
         }
 
 
