@@ -1,16 +1,17 @@
-"""``cvm-batch results``: takes out of a results folder what other programs want."""
+"""``cvm-batch results``: takes out of a results folder, for other programs or for good."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cvm_batch.archives.places.files import printable as as_stored
-from cvm_batch.cli.console import STDERR, print_json, printable
+from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
 from cvm_batch.cli.query import refuse_within
 from cvm_batch.cli.results_root import results_option
 from cvm_batch.errors import ExitCode, ResultsError, UsageError
@@ -32,7 +33,7 @@ def _slide(context: click.Context, param: click.Parameter, value: str | None) ->
 
 @click.group("results")
 def results_group() -> None:
-    """Take slides, cells and summaries out of a results folder.
+    """Export results, or erase a slide from them.
 
     SLIDE is a slide_id, as the slides table has it.
     """
@@ -162,6 +163,50 @@ def list_pseudonyms(results: Path | str, file: Path | None) -> ExitCode:
         names = opened.query("SELECT slide_id FROM slides ORDER BY slide_id")
     pseudonyms = [key.of(name) for name in names["slide_id"].to_pylist()]
     _write(results, file, csv_pieces(names.append_column("pseudonym", [pseudonyms])))
+    return ExitCode.COMPLETE
+
+
+@results_group.command()
+@click.argument("slide", callback=_slide)
+@results_option(required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes.")
+def erase(slide: str, results: Path | str, yes: bool, as_json: bool) -> ExitCode:
+    """Erase SLIDE: its rows in all runs, its cells and its tiles. There is no way back.
+
+    The audit log keeps that it was done, with a digest of the slide's name (under your key for
+    pseudonyms, if one is set). Reports of runs that may show the slide are removed. Interrupted at
+    any moment, the same command goes on. Copies elsewhere, backups and files that were exported
+    are yours to erase, and so is the slide itself: the next submit classifies it again while it
+    lies among the inputs.
+    """
+    from cvm_batch.results.erasing.erase import erase_slide
+    from cvm_batch.results.erasing.holdings import Holdings
+    from cvm_batch.results.folder import ResultsFolder
+
+    pseudonyms = Pseudonyms.from_environment()
+    folder = ResultsFolder(results)
+    if as_json and not yes:
+        raise UsageError("--json needs --yes: nobody would see the question.")
+    if not yes and (held := Holdings(folder, slide)):
+        what = (
+            f"{held.rows} rows of {len(held.runs)} runs, {len(held.own) + len(held.shared)} files "
+            "of cells and tiles"
+        )
+        question = f"Erase {printable(slide)!r} from {results} for good? {what}."
+        click.confirm(question, abort=True, err=True)
+    erased = erase_slide(folder, slide, pseudonyms)
+    if as_json:
+        print_json(asdict(erased))
+    elif erased.already:
+        STDOUT.print(f"Was erased already: entry {erased.entry['entry']} of the audit log.")
+    else:
+        STDOUT.print(
+            f"Erased: {erased.rows} rows of {erased.runs} runs, {erased.files_removed} files; "
+            f"{erased.files_rewritten} rewritten, {erased.reports_removed} files of reports "
+            f"removed. Entry {erased.entry['entry']} of the audit log.",
+            soft_wrap=True,
+        )
     return ExitCode.COMPLETE
 
 

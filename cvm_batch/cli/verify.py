@@ -99,6 +99,8 @@ def _results(path: str) -> Iterator[_Checked]:
         yield _Checked("results", f"{path}/{finding.path}", False, finding.what)
     if not found.findings:
         told = f"{found.runs} runs, {found.slides:,} slides and {found.cells:,} cells add up"
+        if head := found.audit_head:
+            told += f"; the audit log is whole up to entry {head.number}, {head.digest}"
         yield _Checked("results", path, True, told)
 
 

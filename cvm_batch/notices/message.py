@@ -47,6 +47,7 @@ class Message:
         """The text of a mail."""
         told = self.summary
         speed = told["tiles_per_second"]
+        audit = told["audit"]
         return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
             title=self.title,
             run_id=told["run_id"],
@@ -63,6 +64,7 @@ class Message:
             precision=told["precision"],
             backend=told["backend"],
             version=told["versions"].get("cvm_batch", "unknown"),
+            audit=f"entry {audit['entry']}, {audit['digest']}" if audit else "no entry",
             not_complete=self._not_complete(),
         )
 

@@ -5,6 +5,7 @@
       cells/run_date=YYYY-MM-DD/<run_id>/<part>.parquet     one row per cell
       tops/run_date=YYYY-MM-DD/<run_id>/<part>.parquet      the most suspicious cells' tiles
       runs/<run_id>.json                                    the run's manifest
+      audit/<nnnnnn>.json                                   one entry of the audit log each
 
 Only this package writes there. README.md explains every column. Read it again with `open`:
 

@@ -123,9 +123,18 @@ class ResultsFolder:
         removed = 0
         for name in names:
             with suppress(OSError):
-                self.store.delete(str(name))
+                self.store.delete(str(name), lasting=False)
                 removed += 1
         return removed
+
+    def erase(self, name: Name) -> None:
+        """Remove a file for good, also where the power fails now. Raises CommitError."""
+        try:
+            self.store.delete(str(name))
+        except OSError as error:
+            raise CommitError(
+                f"{self}/{name} could not be removed: {_why(error)}. Mend the cause."
+            ) from error
 
     def remove_except(self, folder: Name, keep: Collection[str]) -> int:
         """Remove the files directly in ``folder`` that are not in ``keep``; return how many.

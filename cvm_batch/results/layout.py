@@ -63,5 +63,9 @@ class RunName:
 
 def part_name(slide_id: str, start: int, attempt: int) -> str:
     """File name of one attempt at one part; a slide_id may hold what no file name can."""
-    slide = hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return f"{slide}-{start:09d}-{attempt}.parquet"
+    return f"{part_prefix(slide_id)}-{start:09d}-{attempt}.parquet"
+
+
+def part_prefix(slide_id: str) -> str:
+    """What the names of all files of a slide's parts begin with."""
+    return hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -59,6 +59,8 @@ class RunManifest:
     finished_at: str | None = None
     exit_code: int | None = None
     error: str | None = None
+    audit: Mapping[str, Any] | None = None
+    """Number and digest of the run's newest entry in the audit log."""
     notices: Sequence[Mapping[str, Any]] = ()
     """What became of each notice of the run's end."""
     sealed_by: str | None = None

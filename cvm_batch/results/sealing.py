@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
+from cvm_batch.results.audit.runs import record_found
 from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.claims import Claims, Hold, Timing
 from cvm_batch.results.folder import ResultsFolder
@@ -61,6 +62,9 @@ def seal_unfinished(results: ResultsFolder, claims: Claims, hold: Hold) -> None:
     run_ids += [str(manifest["run_id"]) for manifest in unfinished]
     for run_id in dict.fromkeys(run_ids):
         seal(results, RunName.of(run_id))
+    # Before anything says that they are sealed: whoever is killed here is followed by one who
+    # seals and records them again.
+    record_found(results, run_ids)
     for manifest in unfinished:
         mark_sealed(results, manifest, hold.claim.run_id)
     for claim in earlier:

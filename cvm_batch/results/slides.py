@@ -15,6 +15,13 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.schemas import SCHEMA_VERSION, SLIDES, Adequacy, Status
 
+#: What pyarrow calls the column that says in which file a row is, by the store's `path_of`.
+BATCH_PATH = "__filename"
+
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlideRow:
@@ -153,15 +160,19 @@ def batch_names(results: ResultsFolder) -> list[str]:
 
 
 def all_rows(results: ResultsFolder, columns: list[str] | None = None) -> pa.Table:
-    """Every row of the slides table. Raises ResultsError where a file is damaged."""
+    """Every row of the slides table. Raises ResultsError where a file is damaged.
+
+    ``columns`` may name `BATCH_PATH`, too.
+    """
     files = batch_names(results)
     if not files:
-        return SLIDES.empty_table().select(columns or SLIDES.names)
+        table = SLIDES.append(pa.field(BATCH_PATH, pa.string())).empty_table()
+        return table.select(columns or SLIDES.names)
     try:
         dataset = ds.dataset(
             [results.path_of(name) for name in files],
             schema=SLIDES,
-            format="parquet",
+            format=_FORMAT,
             filesystem=results.filesystem,
         )
         return dataset.to_table(columns=columns)

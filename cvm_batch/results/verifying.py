@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cvm_batch.errors import ResultsError
+from cvm_batch.results.audit.checking import AuditCheck
+from cvm_batch.results.audit.log import Entry
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import RunState, manifest_names
 from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
@@ -41,6 +43,8 @@ class ResultsVerdict:
     """Rows of the slides table."""
     cells: int
     """Rows of the cells tables that the slides name."""
+    audit_head: Entry | None
+    """The newest entry of the audit log; None where there is no log, or it is damaged."""
     findings: tuple[Finding, ...]
 
 
@@ -70,8 +74,8 @@ def verify_results(root: Path | str) -> ResultsVerdict:
     """Read every table of the results folder ``root`` to its last page.
 
     Page checksums are compared, rows of slides are unique, their counts add up, and the cells
-    files that a row names hold the cells that it counts, each once. Raises ResultsError where
-    the folder cannot be listed.
+    files that a row names hold the cells that it counts, each once. The audit log is whole, and
+    tells the same of every slides batch. Raises ResultsError where the folder cannot be listed.
     """
     return _Verification(ResultsFolder(root)).verdict()
 
@@ -96,8 +100,15 @@ class _Verification:
         for (run_id, slide_id), count in seen.items():
             if count > 1:
                 self._found("slides", f"the slide {slide_id!r} has {count} rows of run {run_id}")
+        audit = AuditCheck(self._results)
+        for found in audit.findings():
+            self._found(*found)
         return ResultsVerdict(
-            runs=len(runs), slides=rows, cells=self._cells, findings=tuple(self._findings)
+            runs=len(runs),
+            slides=rows,
+            cells=self._cells,
+            audit_head=audit.head,
+            findings=tuple(self._findings),
         )
 
     def _found(self, name: str, what: str) -> None:

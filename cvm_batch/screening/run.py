@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import starmap
+from typing import Any
 
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
@@ -21,6 +22,7 @@ from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
+from cvm_batch.results.audit.runs import record_end, record_start
 from cvm_batch.results.claims import Hold
 from cvm_batch.results.exporting.summary import Lacking, summary_without_names
 from cvm_batch.results.folder import ResultsFolder
@@ -99,6 +101,7 @@ class _Run:
         self._name = name
         self._executor = executor
         self._notices = notices
+        self._audit: Mapping[str, Any] | None = None
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
         self._planner = partial(
@@ -141,7 +144,7 @@ class _Run:
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
     ) -> RunSummary:
-        self._write(self._manifest(RunState.RUNNING))
+        self._begin()
         live = LiveFiles(self._results, self._name)
 
         def tell(progress: Progress) -> None:
@@ -162,7 +165,9 @@ class _Run:
             self._hold.check(now=True)  # what is cleared away is not another run's
             self._driver.commits.remove_superseded()
             summary = self._summary()
-            manifest = self._manifest(summary.state, summary=summary, exit_code=summary.exit_code)
+            manifest = self._recorded(
+                self._manifest(summary.state, summary=summary, exit_code=summary.exit_code)
+            )
             self._write(manifest)
         except BaseException as error:
             self._abort(error)
@@ -173,6 +178,12 @@ class _Run:
             live.remove()
         self._notify(manifest)
         return summary
+
+    def _begin(self) -> None:
+        self._hold.check(now=True)
+        manifest = self._manifest(RunState.RUNNING)
+        self._audit = record_start(self._results, manifest).reference()
+        self._write(replace(manifest, audit=self._audit))
 
     def _drive(
         self,
@@ -203,6 +214,8 @@ class _Run:
                 error=str(error) or repr(error),
                 exit_code=ExitCode.STOPPED if stopped else code,
             )
+            with suppress(Exception):
+                manifest = self._recorded(manifest)
             with suppress(Exception):
                 self._write(manifest)
             if not stopped:  # whoever stops it at once sits before it
@@ -250,6 +263,11 @@ class _Run:
 
     def _settled(self) -> Counter[Status]:
         return Counter(slide.found.status for slide in self._driver.plan.settled)
+
+    def _recorded(self, manifest: RunManifest) -> RunManifest:
+        """The run's last manifest, once the audit log tells of it. Raises RunAbortedError."""
+        self._hold.check(now=True)
+        return replace(manifest, audit=record_end(self._results, manifest).reference())
 
     def _write(self, manifest: RunManifest) -> None:
         """Raises TakenOverError."""
@@ -299,6 +317,7 @@ class _Run:
             finished_at=None if state is RunState.RUNNING else _iso(self._clock.now()),
             exit_code=exit_code,
             error=printable(error) if error else None,
+            audit=self._audit,
         )
 
 

@@ -88,7 +88,9 @@ def test_webhook_and_mail_tell_of_a_run_s_end(broken: Path, submit: Submitting) 
     (mail,) = smtp.mails
     assert pseudonym in mail.get_content()
     assert "Mustermann" not in json.dumps(posted) + mail.as_string()
-    assert [notice["delivered"] for notice in submit.manifest()["notices"]] == [True, True]
+    manifest = submit.manifest()
+    assert [notice["delivered"] for notice in manifest["notices"]] == [True, True]
+    assert posted["summary"]["audit"] == manifest["audit"]
     assert KEY.encode() not in b"".join(content(submit.out).values())
     assert verify_results(submit.out).findings == ()
 

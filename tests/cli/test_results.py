@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -16,15 +17,17 @@ from cvm_batch.cli.console import printable
 from cvm_batch.errors import CvmBatchError, ResultsError, UsageError
 from cvm_batch.pseudonyms import KEY_VARIABLE, Pseudonyms
 from cvm_batch.results.exporting.summary import schema
+from cvm_batch.results.verifying import verify_results
 from tests.archives.object_store import serving_s3
-from tests.results.nights import HOSTILE, Night
+from tests.results.nights import HOSTILE, Night, content
 
 KEY = "0123456789abcdef-key"
 ALL = {*HOSTILE, "hsil.zip", "changed.zip", "normal", "failed.zip", "holed", "holed-normal"}
 
 
-def told(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["results", *map(str, arguments)], standalone_mode=False)
+def told(*arguments: object, answer: str | None = None) -> Result:
+    command = ["results", *map(str, arguments)]
+    return CliRunner().invoke(cli, command, standalone_mode=False, input=answer)
 
 
 def error_of(*arguments: object) -> CvmBatchError:
@@ -136,3 +139,51 @@ def test_exports_from_object_storage(night: Night) -> None:
             there = told(name, "--results", address, *rest)
             assert there.exception is None
             assert there.stdout == told(name, "--results", night.results, *rest).stdout
+
+
+# Erasing
+
+
+@pytest.fixture
+def results(night: Night, tmp_path: Path) -> Path:
+    return shutil.copytree(night.results, tmp_path / "results")
+
+
+@pytest.mark.parametrize("slide", HOSTILE)
+def test_a_slide_is_erased(results: Path, slide: str) -> None:
+    asked = ("erase", "--yes", "--results", results, "--", slide)
+    ended = told(*asked)
+    assert ended.return_value == 0
+    assert ended.stdout.startswith("Erased: 1 rows of 1 runs, ")
+    left = csv.DictReader(io.StringIO(told("csv", "--results", results).stdout))
+    assert {line["slide_id"] for line in left} == set(map(in_csv, ALL - {slide}))
+    assert verify_results(results).findings == ()
+    assert told(*asked).stdout.startswith("Was erased already: entry 6 ")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "", "\n", "x\n"])
+def test_without_a_yes_nothing_is_erased(results: Path, answer: str) -> None:
+    before = content(results)
+    ended = told("erase", "--results", results, HOSTILE[2], answer=answer)
+    assert ended.exit_code != 0
+    assert r"red\\nnext line" in ended.stderr
+    assert content(results) == before
+
+
+def test_with_a_yes_it_is(results: Path) -> None:
+    ended = told("erase", "--results", results, "changed.zip", answer="y\n")
+    assert ended.return_value == 0
+    assert "2 rows of 2 runs" in ended.stderr
+
+
+def test_erasing_as_json(results: Path) -> None:
+    assert isinstance(error_of("erase", "holed", "--json", "--results", results), UsageError)
+    ended = told("erase", "holed", "--json", "--yes", "--results", results)
+    assert json.loads(ended.stdout)["rows"] == 1
+
+
+def test_what_is_not_there_cannot_be_erased(results: Path, tmp_path: Path) -> None:
+    assert "'other'" in str(error_of("erase", "other", "--yes", "--results", results))
+    nowhere = tmp_path / "nowhere"
+    assert "holds no runs" in str(error_of("erase", "a", "--yes", "--results", nowhere))
+    assert not nowhere.exists()

@@ -31,6 +31,7 @@ SUMMARY: dict[str, Any] = {
     "cells": {"expected": 9, "classified": 1_234_567, "unreadable": 2},
     "reasons": {"bad_format": 2},
     "tiles_per_second": 987.6,
+    "audit": {"entry": 12, "digest": "a" * 64},
     "slide_names": "pseudonyms",
     "not_complete": [
         {"slide_id": f"slide-{n:016x}", "status": "failed", "reason": "bad_format"}
@@ -102,6 +103,7 @@ def test_a_mail_says_how_the_night_was() -> None:
     assert "1,200 to classify, 7 dealt with by earlier runs" in text
     assert "  2 bad_format\n  slide-0000000000000000: failed, bad_format\n" in text
     assert "  and 10 more\n" in text
+    assert f"entry 12, {'a' * 64}" in text
     assert "$" not in text
     assert "not a medical device" in text
 

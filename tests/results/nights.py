@@ -50,6 +50,12 @@ def write_slide(
     return making.write_zarr(folder / name, tiles, xy=xy, cell_id=ids)
 
 
+def write_hostile_slides(folder: Path) -> Path:
+    for seed, name in enumerate(HOSTILE):
+        write_slide(folder, name, seed)
+    return folder
+
+
 def settings_for(slides: Path, bundle: Bundle, out: Path, **more: Any) -> Settings:
     return Settings(
         inputs=(str(slides),),

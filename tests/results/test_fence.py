@@ -1,4 +1,5 @@
-"""Whatever drivers do and whenever they are frozen, killed or cut off: no slide gets two rows.
+"""Whatever drivers do and whenever they are frozen, killed or cut off: no slide gets two rows,
+and the audit log is whole and names every row.
 
 Real drivers' calls on a store in memory, one call at a time, in an order that Hypothesis chooses:
 a driver that is not chosen is frozen, between any two of its calls. Nobody waits for a beat that
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
 from functools import cached_property
+from typing import Any
 
 import pyarrow.fs as pafs
 from hypothesis import settings
@@ -21,13 +23,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cvm_batch.errors import CommitError, CvmBatchError
+from cvm_batch.results.audit.checking import AuditCheck
+from cvm_batch.results.audit.log import whole_entries
+from cvm_batch.results.audit.runs import record_end, record_start
 from cvm_batch.results.claims import Claims, Timing
+from cvm_batch.results.erasing.tables import read_table
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
-from cvm_batch.results.manifest import RunState
+from cvm_batch.results.manifest import RunManifest, RunState
 from cvm_batch.results.processes import Process
 from cvm_batch.results.sealing import seal_unfinished, write_while_held
-from cvm_batch.results.slides import History, all_rows, commit_slides
+from cvm_batch.results.slides import History, all_rows, batch_names, commit_slides
 from tests.results.stores.memory import MemoryStore
 from tests.results.test_sealing import manifest
 from tests.results.test_slides import row
@@ -106,17 +112,28 @@ class Driver(threading.Thread):
             seal_unfinished(results, claims, hold)
             history = History.read(results)
             left = [slide for slide in SLIDES if not history.settled(slide, "key")]
-            write_while_held(results, hold, manifest(run))
+            began = record_start(results, told(run)).reference()
+            write_while_held(results, hold, told(run, audit=began))
             for number, slide in enumerate(left):
                 commit_slides(results, run, number, [row(slide, run_id=run.run_id)])
                 hold.beat()
-            write_while_held(results, hold, manifest(run, RunState.FINISHED))
+            ended = told(run, RunState.FINISHED)
+            audit = record_end(results, ended).reference()
+            write_while_held(results, hold, replace(ended, audit=audit))
         except CommitError as error:
+            aborted = told(run, RunState.ABORTED, error=str(error))
             with suppress(CvmBatchError):
-                write_while_held(results, hold, manifest(run, RunState.ABORTED, error=str(error)))
+                aborted = replace(aborted, audit=record_end(results, aborted).reference())
+            with suppress(CvmBatchError):
+                write_while_held(results, hold, aborted)
             raise
         finally:
             hold.release()
+
+
+def told(run: RunName, state: RunState = RunState.RUNNING, **more: Any) -> RunManifest:
+    bundle, counts = {"name": "tiny", "digest": "d1"}, {"planned": 3}
+    return manifest(run, state, bundle=bundle, slides=counts, cells={"expected": 9}, **more)
 
 
 class World(MemoryStore):
@@ -178,7 +195,7 @@ class DriversStore(MemoryStore):
             return self._world.claims_then[max(self._fresh_since, last - self._lag)]
         return super().names(folder, deep=deep)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, lasting: bool = True) -> None:
         self._driver.wait_for_turn()
         super().delete(name)
         self._note()
@@ -248,14 +265,27 @@ class Nights(RuleBasedStateMachine):
                     driver.error, (CvmBatchError, _KilledError)
                 )
             assert self.rows() == Counter(SLIDES)
+            assert list(AuditCheck(self.results()).findings()) == []
+            assert self.batches_with_rows() <= self.batches_in_the_log()
         finally:
             for driver in (*self.drivers, last):
                 driver.kill()
 
     def rows(self) -> Counter[str]:
+        return Counter(all_rows(self.results(), ["slide_id"])["slide_id"].to_pylist())
+
+    def batches_with_rows(self) -> set[str]:
+        names = batch_names(self.results())
+        return {name for name in names if read_table(self.results(), name).num_rows}
+
+    def batches_in_the_log(self) -> set[str]:
+        entries = whole_entries(self.results())
+        return {name for entry in entries for name in entry.facts.get("batches", ())}
+
+    def results(self) -> ResultsFolder:
         results = ResultsFolder("unused")
         results.store = self.world
-        return Counter(all_rows(results, ["slide_id"])["slide_id"].to_pylist())
+        return results
 
 
 TestNights = Nights.TestCase

@@ -82,4 +82,5 @@ def _summary(manifest: Mapping[str, Any], lacking: Sequence[Lacking]) -> dict[st
         "replicas_lost": len(manifest["replicas_lost"]),
         "seconds": dict(manifest["seconds"]),
         "tiles_per_second": manifest["tiles_per_second"],
+        "audit": manifest.get("audit"),
     }

@@ -71,8 +71,12 @@ class DiskStore:
         found = (self._root / folder).rglob("*") if deep else (self._root / folder).glob("*")
         return sorted(path.relative_to(self._root).as_posix() for path in found if path.is_file())
 
-    def delete(self, name: str) -> None:
-        (self._root / name).unlink(missing_ok=True)
+    def delete(self, name: str, *, lasting: bool = True) -> None:
+        path = self._root / name
+        with suppress(FileNotFoundError):
+            path.unlink()
+            if lasting:
+                _flush_folder(path.parent)
 
     def _write_beside(self, data: bytes | memoryview, *, flushed: bool) -> Path:
         beside = self._root / TEMPORARY / uuid.uuid4().hex

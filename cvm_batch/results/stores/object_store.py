@@ -94,7 +94,7 @@ class ObjectStore:
             if not key.endswith("/") and _is_in(key, self._key(folder), deep)
         )
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, lasting: bool = True) -> None:
         async def delete(key: str) -> bool:
             await self._fs._rm_file(key)
             return True

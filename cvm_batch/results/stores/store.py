@@ -49,8 +49,8 @@ class Store(Protocol):
         """
         ...
 
-    def delete(self, name: str) -> None:
-        """A file that is not there is no error."""
+    def delete(self, name: str, *, lasting: bool = True) -> None:
+        """A file that is not there is no error. ``lasting`` as in `put`."""
         ...
 
     @property

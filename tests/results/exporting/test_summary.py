@@ -51,6 +51,7 @@ def test_a_run_s_summary_is_as_the_schema_says(
     assert found["slide_names"] == "plain"
     assert [one["slide_id"] for one in found["not_complete"]] == [HOSTILE[3]]
     assert found["reasons"] == {"bad_format": 1}
+    assert found["audit"] == manifest["audit"] is not None
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "aborted", "interrupted"])

@@ -31,6 +31,7 @@ class StoreContract:
             store.read("runs/a.json")
         assert store.names("runs") == []
         store.delete("runs/a.json")
+        store.delete("runs/a.json", lasting=False)
 
     def test_nothing_is_put_over_another(self, store: Store) -> None:
         store.put_new("slides/a.parquet", b"first")
@@ -39,6 +40,8 @@ class StoreContract:
         assert store.read("slides/a.parquet") == b"first"
         store.delete("slides/a.parquet")
         store.put_new("slides/a.parquet", b"second")
+        store.delete("slides/a.parquet", lasting=False)
+        assert not store.exists("slides/a.parquet")
 
     def test_of_many_who_put_one_name_one_succeeds(self, store: Store) -> None:
         def put(n: int) -> bool:

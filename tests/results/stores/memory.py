@@ -42,7 +42,7 @@ class MemoryStore:
         inside = (name for name in self.files if name.startswith(f"{folder}/"))
         return sorted(name for name in inside if deep or "/" not in name[len(folder) + 1 :])
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, lasting: bool = True) -> None:
         self.files.pop(name, None)
 
     @cached_property

@@ -1,0 +1,66 @@
+"""What a results folder holds of one slide."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cvm_batch.errors import ResultsError
+from cvm_batch.results.audit.runs import run_of
+from cvm_batch.results.erasing.tables import read_table
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import part_prefix
+from cvm_batch.results.slides import BATCH_PATH, all_rows, batch_names
+
+_FILES = ("cells_files", "tops_files")
+
+
+class Holdings:
+    """All that is there of one slide, found without changing anything.
+
+    Raises ResultsError where a file that may hold something of it cannot be read.
+    """
+
+    def __init__(self, results: ResultsFolder, slide_id: str) -> None:
+        self.slide_id = slide_id
+        self._results = results
+        names = {results.path_of(name): name for name in batch_names(results)}
+        rows = all_rows(results, ["slide_id", "uri", *_FILES, BATCH_PATH])
+        is_mine = pc.equal(rows["slide_id"], slide_id)
+        found = rows.filter(is_mine)
+        self.rows = found.num_rows
+        self.uris = set(found["uri"].to_pylist())
+        self.batches = sorted({names[path] for path in found[BATCH_PATH].to_pylist()})
+        """Slides batches that have rows of it."""
+        mine, others = _files(found), _files(rows.filter(pc.invert(is_mine)))
+        there = {*results.names("cells", deep=True), *results.names("tops", deep=True)}
+        self.shared = sorted(mine & others & there)
+        """Files that other slides' rows name as well."""
+        left = there - mine - others
+        self.own = sorted((mine - others) & there) + sorted(filter(self._is_of_it, left))
+        """Files of its own, also those of attempts that no row names."""
+
+    @cached_property
+    def runs(self) -> set[str]:
+        return {run_of(name) for name in self.batches}
+
+    def __bool__(self) -> bool:
+        return bool(self.batches or self.own)
+
+    def _is_of_it(self, name: str) -> bool:
+        """Whether a file that no row names holds cells of the slide, or may."""
+        if PurePosixPath(name).name.startswith(part_prefix(self.slide_id)):
+            return True
+        try:
+            names = read_table(self._results, name, ["slide_id"])["slide_id"]
+        except ResultsError:
+            return True  # damaged, and nobody needs it
+        return self.slide_id in pc.unique(names.cast(pa.string())).to_pylist()
+
+
+def _files(rows: pa.Table) -> set[str]:
+    """The files that rows of the slides table name."""
+    return {name for column in _FILES for name in pc.list_flatten(rows[column]).to_pylist()}

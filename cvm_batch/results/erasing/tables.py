@@ -1,0 +1,44 @@
+"""Tables of the results folder as single files: read, or written again without a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cvm_batch.errors import ResultsError
+from cvm_batch.results.cells import parquet_bytes
+from cvm_batch.results.folder import ResultsFolder
+
+
+def read_table(results: ResultsFolder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns. Raises ResultsError where it is damaged or gone."""
+    try:
+        buffer = pa.BufferReader(results.read(name))
+        with pq.ParquetFile(buffer, page_checksum_verification=True) as file:
+            return file.read(columns=columns and list(columns))
+    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:
+        raise ResultsError(
+            f"{results}/{name} cannot be read: {error}. `cvm-batch verify {results}` tells what "
+            "else is damaged; copy the file back from a backup."
+        ) from error
+
+
+def rewrite_without(results: ResultsFolder, name: str, slide_id: str) -> None:
+    """Leave the slide's rows out of a file. Raises ResultsError, CommitError."""
+    table = read_table(results, name)
+    others = pc.not_equal(table["slide_id"].cast(pa.string()), slide_id)
+    left = _reencoded(table.filter(others), "slide_id")
+    results.replace(name, parquet_bytes(left))
+
+
+def _reencoded(table: pa.Table, column: str) -> pa.Table:
+    """The dictionary of a filtered column still holds what was left out."""
+    at = table.column_names.index(column)
+    field = table.schema.field(at)
+    if not pa.types.is_dictionary(field.type):
+        return table
+    fresh = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
+    return table.set_column(at, field, fresh)
