@@ -17,8 +17,8 @@ help: ## print this list
 demo: $(INSTALLED) ## screen real cells that come with the package, results in demo-results/
 	$(BIN)/cvm-batch demo --out demo-results
 
-test: $(INSTALLED) ## all tests but the long campaigns
-	$(BIN)/python -m pytest -q -m "not campaign"
+test: $(INSTALLED) ## all tests but the long campaigns, two at a time
+	$(BIN)/python -m pytest -q -n 2 -m "not campaign"
 
 campaign: $(INSTALLED) ## the long simulations, kills and fuzzing
 	$(BIN)/python -m pytest -q -m campaign

@@ -139,7 +139,8 @@ def flip_in_a_page(path: Path) -> None:
     """Damage data, not the footer: a bit of that may mean nothing."""
     column = pq.ParquetFile(path).metadata.row_group(0).column(0)
     content = bytearray(path.read_bytes())
-    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start + column.total_compressed_size - 1] ^= 1
     path.write_bytes(content)
 
 
