@@ -227,7 +227,7 @@ def test_bound_of_a_known_gpu() -> None:
 @pytest.mark.parametrize(
     ("name", "bandwidth"),
     [
-        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H100 80GB HBM3", 3.0e12),
         ("NVIDIA H100 PCIe", 2.0e12),
         ("NVIDIA A100-SXM4-40GB", 1.555e12),
         ("NVIDIA A100-SXM4-80GB", 2.039e12),
