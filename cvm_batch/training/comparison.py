@@ -11,11 +11,11 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,13 +25,12 @@ from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Fusion, Singl
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.network import parameter_count, tile_gflop
-from cvm_batch.training.datasets import LabelledCells, load_cells
-from cvm_batch.training.evaluation import Evaluation, evaluate
+from cvm_batch.training.datasets import load_cells
+from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.recipes import overridden
-from cvm_batch.training.splits import make_split
 from cvm_batch.training.stepping import probabilities
 
 OURS = "cvm-cervix"
@@ -109,17 +108,17 @@ def run(trial: Trial, *, say: Callable[[str], None] = lambda line: None) -> dict
 def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     recipe = trial.recipe
     cells = load_cells(*trial.data).regrouped(recipe.classes)
-    split = make_split(
-        recipe.split, cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares
-    )
+    split = recipe.split_of(cells)
     began = time.perf_counter()
     trained = train(recipe, cells, split, on_epoch=lambda epoch: say(f"{trial.model} {epoch}"))
     seconds = time.perf_counter() - began
     device = default_device()
     network = trained.network.to(device)
     images = load_images(cells, split.test, recipe.preprocessing, device)
-    judged = _judged(network, images, recipe, cells, split.test)
-    halved = _judged(network.half().float(), images, recipe, cells, split.test)
+    judged, halved = (
+        evaluate_cells(one, images, recipe.preprocessing, cells, split.test)
+        for one in (network, _halved(network))
+    )
     classes, side = len(cells.class_names), recipe.preprocessing.input_px
     return {
         "test": judged.to_json(),
@@ -134,21 +133,9 @@ def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _judged(
-    network: nn.Module,
-    images: torch.Tensor,
-    recipe: Recipe,
-    cells: LabelledCells,
-    positions: np.ndarray[Any, np.dtype[np.int64]],
-) -> Evaluation:
-    return evaluate(
-        network,
-        images,
-        recipe.preprocessing,
-        labels=cells.labels[positions],
-        class_names=cells.class_names,
-        groups=[cells.groups[at] for at in positions],
-    )
+def _halved(network: nn.Module) -> nn.Module:
+    """The network in fp32, its weights rounded to 16 bits."""
+    return deepcopy(network).half().float()
 
 
 def _speed(network: nn.Module, images: torch.Tensor, recipe: Recipe) -> float:

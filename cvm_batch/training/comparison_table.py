@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.training.comparison import OURS
+from cvm_batch.training.pages import write_page
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.plots import cost_plot, plotly_script
 
@@ -154,19 +155,12 @@ def cells_of(row: Row) -> list[str]:
 
 def write(folder: Path, table: Sequence[Row], note: str) -> None:
     """table.csv, table.md and index.html in ``folder``."""
-    import jinja2
-
     (folder / "table.csv").write_text(as_csv(table))
     (folder / "table.md").write_text(as_markdown(table, note))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     done = [row for row in table if row.values["accuracy"] is not None]
-    page = environment.get_template("comparison.html.j2").render(
+    write_page(
+        folder / "index.html",
+        "comparison.html.j2",
         rows=[cells_of(row) for row in table],
         note=note,
         plots={
@@ -181,7 +175,6 @@ def write(folder: Path, table: Sequence[Row], note: str) -> None:
         },
         plotly=plotly_script(),
     )
-    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def _percent(share: float | None) -> str:

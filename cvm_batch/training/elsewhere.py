@@ -46,16 +46,20 @@ class OnRay:
         """Raises RunAbortedError where the workers fail for good."""
         (job.folder / TRAINED_FILE).unlink(missing_ok=True)
         (job.folder / _JOB_FILE).write_bytes(pickle.dumps(job))
-        command = [sys.executable, str(job_file("train.py")), str(job.folder / _JOB_FILE)]
-        command += ["--workers", str(self.workers)]
-        command += ["--gpus"] * self.gpus + (["--address", self.address] if self.address else [])
         over = threading.Event()
         watcher = threading.Thread(
             target=_watch, args=(job.folder / EPOCHS_FILE, on_epoch, over), name="epochs"
         )
         watcher.start()
         try:
-            code = subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+            code = run_job(
+                "train.py",
+                job.folder / _JOB_FILE,
+                "--workers",
+                str(self.workers),
+                gpus=self.gpus,
+                address=self.address,
+            )
         finally:
             over.set()
             watcher.join()
@@ -71,7 +75,14 @@ class OnRay:
         return trained
 
 
-def job_file(name: str) -> Path:
+def run_job(name: str, described: Path, *options: str, gpus: bool, address: str | None) -> int:
+    """Run the job of that name on what the file ``described`` holds; return its exit code."""
+    command = [sys.executable, str(_job_file(name)), str(described), *options]
+    command += ["--gpus"] * gpus + (["--address", address] if address else [])
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+
+
+def _job_file(name: str) -> Path:
     """A job's script: beside the package in a checkout, inside it where it is installed."""
     package = Path(cvm_batch.__file__).parent
     beside, inside = package.parent / "jobs" / name, package / "jobs" / name

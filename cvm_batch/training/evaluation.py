@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.augment import ATTITUDES, in_attitudes
+from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.metrics import Metrics, measure
 from cvm_batch.training.stepping import probabilities
 
@@ -139,4 +140,22 @@ def evaluate(
         labels=labels,
         class_names=tuple(class_names),
         groups=tuple(groups),
+    )
+
+
+def evaluate_cells(
+    network: nn.Module,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    cells: LabelledCells,
+    positions: NDArray[np.int64],
+) -> Evaluation:
+    """`evaluate` on the images of the cells at ``positions`` [n]."""
+    return evaluate(
+        network,
+        images,
+        preprocessing,
+        labels=cells.labels[positions],
+        class_names=cells.class_names,
+        groups=[cells.groups[position] for position in positions],
     )

@@ -23,7 +23,7 @@ from cvm_batch.model.engine import default_device
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
 from cvm_batch.training.datasets import LabelledCells
-from cvm_batch.training.evaluation import Evaluation, evaluate
+from cvm_batch.training.evaluation import Evaluation, evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import Trained
 from cvm_batch.training.recipe import Recipe
@@ -117,14 +117,7 @@ def _evaluate(
     network: nn.Module, cells: LabelledCells, positions: NDArray[np.int64], recipe: Recipe
 ) -> Evaluation:
     images = load_images(cells, positions, recipe.preprocessing, default_device())
-    return evaluate(
-        network,
-        images,
-        recipe.preprocessing,
-        labels=cells.labels[positions],
-        class_names=cells.class_names,
-        groups=[cells.groups[position] for position in positions],
-    )
+    return evaluate_cells(network, images, recipe.preprocessing, cells, positions)
 
 
 def _groups(

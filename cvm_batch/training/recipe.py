@@ -13,7 +13,8 @@ from typing import Any
 from cvm_batch.model.architecture import Architecture
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
-from cvm_batch.training.splits import DEFAULT_SHARES, SplitKind
+from cvm_batch.training.datasets import LabelledCells
+from cvm_batch.training.splits import DEFAULT_SHARES, Split, SplitKind, make_split
 
 
 class Schedule(StrEnum):
@@ -137,6 +138,12 @@ class Recipe:
         takes, given = self.architecture.input_px, self.preprocessing.input_px
         if takes is not None and takes != given:
             raise ValueError(f"the network takes {takes} px, and preprocessing gives {given} px")
+
+    def split_of(self, cells: LabelledCells) -> Split:
+        """The split of ``cells`` that this recipe asks for. Raises DataSetError."""
+        return make_split(
+            self.split, cells.labels, cells.groups, seed=self.split_seed, shares=self.shares
+        )
 
     @property
     def fingerprint(self) -> str:

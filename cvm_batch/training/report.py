@@ -27,6 +27,7 @@ from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.evaluation import Evaluation
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import Epoch
+from cvm_batch.training.pages import write_page
 from cvm_batch.training.paper import paper_figures
 from cvm_batch.training.plots import calibration, confusion, curves, feature_cloud, plotly_script
 
@@ -57,8 +58,6 @@ def write_report(
 ) -> None:
     """Write the page to ``path``. ``sides`` are evaluations by name, the one that counts
     first, with the positions of their cells in ``cells``; ``epochs`` those of the training."""
-    import jinja2
-
     evaluation, positions = next(iter(sides.values()))
     network = bundle.network()
     images = load_images(cells, positions, bundle.spec.preprocessing, torch.device("cpu"))
@@ -66,14 +65,9 @@ def write_report(
     # The surest mistakes first: they say most about labels and about the network.
     wrong = wrong[np.argsort(-evaluation.probabilities[wrong].max(axis=1), kind="stable")]
     view = _View(bundle, network, evaluation, positions, cells, images)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         bundle=bundle,
         recipe=bundle.spec.provenance.get("recipe", {}),
         sides={name: side for name, (side, _) in sides.items()},
@@ -91,7 +85,6 @@ def write_report(
         maps=[view.maps(int(at)) for at in wrong[:_MOST_MAPS]],
         plotly=plotly_script(),
     )
-    path.write_text(page, encoding="utf-8")
 
 
 @dataclass(frozen=True)

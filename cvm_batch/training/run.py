@@ -35,7 +35,7 @@ from cvm_batch.training.loop import Epoch, Trained, train
 from cvm_batch.training.pretrained import AT_RANDOM, Pretrained
 from cvm_batch.training.publish import Published, publish
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.splits import Split, make_split, write_split
+from cvm_batch.training.splits import Split, write_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,7 @@ class Job:
 
     def split(self, cells: LabelledCells) -> Split:
         """Raises DataSetError."""
-        recipe = self.recipe
-        return make_split(
-            recipe.split, cells.labels, cells.groups, seed=recipe.split_seed, shares=recipe.shares
-        )
+        return self.recipe.split_of(cells)
 
 
 class Trainer(Protocol):

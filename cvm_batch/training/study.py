@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, Protocol
 from cvm_batch.errors import RunAbortedError
 from cvm_batch.training import comparison_table
 from cvm_batch.training.comparison import Trial, run
-from cvm_batch.training.elsewhere import job_file
+from cvm_batch.training.elsewhere import run_job
 
 _JOB_FILE = "trials.pickle"
 
@@ -44,10 +42,8 @@ class OnRay:
         path = missing[0].folder / _JOB_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pickle.dumps(list(missing)))
-        command = [sys.executable, str(job_file("compare.py")), str(path)]
-        command += ["--at-once", str(self.at_once)]
-        command += ["--gpus"] * self.gpus + (["--address", self.address] if self.address else [])
-        code = subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+        options = ("--at-once", str(self.at_once))
+        code = run_job("compare.py", path, *options, gpus=self.gpus, address=self.address)
         if code:
             raise RunAbortedError(
                 f"The study's job ended with exit code {code}; what it said is above. The same "

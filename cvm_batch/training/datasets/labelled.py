@@ -70,6 +70,8 @@ class LabelledCells:
     grouped_by: str
     """What a group is, for people: ``frame``, ``cluster image``, ``file`` ..."""
     cell_ids: tuple[str, ...]
+    digests: tuple[str, ...]
+    """[n], of the images' contents."""
     skipped: tuple[tuple[str, str], ...] = ()
     """What was found and not taken: a name, and why."""
 
@@ -79,11 +81,6 @@ class LabelledCells:
     def read(self, position: int) -> NDArray[np.uint8]:
         """The cell's own pixels, uint8 RGB [h, w, 3]. Raises DataSetError."""
         return self.images[position].read()
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """[n], of the contents. Raises DataSetError."""
-        return tuple(image.digest() for image in self.images)
 
     @cached_property
     def digest(self) -> str:
@@ -156,6 +153,7 @@ class LabelledCells:
             class_names=class_names,
             groups=tuple(self.groups[place] for place in kept),
             cell_ids=tuple(self.cell_ids[place] for place in kept),
+            digests=tuple(self.digests[place] for place in kept),
             skipped=self.skipped + tuple((name, "of a class not asked for") for name in left_out),
         )
 
@@ -190,6 +188,7 @@ def labelled(
         groups=tuple(groups),
         grouped_by=grouped_by,
         cell_ids=tuple(cell_ids),
+        digests=tuple(image.digest() for image in images),
         skipped=tuple(skipped),
     )
     return replace(cells, groups=_joined(cells))
