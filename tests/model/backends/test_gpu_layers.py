@@ -38,7 +38,7 @@ from torch import nn
 from cvm_batch.model.backends.classifier import folded
 from cvm_batch.model.backends.gpu_layers import ConvRelu, Depthwise, MaxPool, Pointwise, for_gpu
 from cvm_batch.model.network import CvmCervix
-from cvm_batch.model.architecture import CVM_CERVIX_MINI, Architecture, Backbone
+from cvm_batch.model.architecture import CVM_CERVIX_MINI, Backbone, Fusion
 
 sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
 vt = Backbone(name="deit_tiny_patch16_224", args=sizes)
@@ -48,7 +48,7 @@ for cnn, counts in (
     (CVM_CERVIX_MINI.cnn, (18, 22, 0, 2)),
     (Backbone(name="resnet18"), (0, 3, 1, 9)),
 ):
-    network = CvmCervix(Architecture(cnn=cnn, vt=vt, hidden=8), 3)
+    network = CvmCervix(Fusion(cnn=cnn, vt=vt, hidden=8), 3)
     for module in network.modules():  # batch normalisation that does something
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
