@@ -3,6 +3,7 @@
     python jobs/benchmark.py                    end to end, against the bare engine
     python jobs/benchmark.py engine             the bare engine, beside its peers: no Ray, no zarr
     python jobs/benchmark.py archives           readers, against their decoders alone
+    python jobs/benchmark.py decoding           in a replica's threads, against Ray tasks
 
 The machine may be shared and noisy, so only ratios within one run count: what is compared
 is timed by turns, or before and after each other.
@@ -25,6 +26,7 @@ _COMMANDS = {
     "end-to-end": "Archives on disk -> Parquet, against the bare engine (the default).",
     "engine": "Tiles in memory -> probabilities, beside peers; without Ray, zarr or OpenSlide.",
     "archives": "Archives on disk -> tiles in memory, against the decoders alone.",
+    "decoding": "Archives on disk -> tiles in a replica, by its threads and by Ray tasks.",
 }
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import platform
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import cvm_batch
-from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleDigestError, RunAbortedError
@@ -29,9 +29,9 @@ from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
-from cvm_batch.screening.shelf import Shelf
+from cvm_batch.screening.shelf import Shelf, opener
 from cvm_batch.screening.tally import PartTally
-from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo
+from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, SlideSource
 
 #: Batches handed to each lane of the engine ahead of the one being counted: one runs, one
 #: waits.
@@ -54,14 +54,25 @@ class ReplicaSpec:
     opening: OpenOptions = field(default_factory=OpenOptions)
     threads: int = field(default_factory=usable_cpus)
     """CPU threads for the model and, as many again, for decoding; the executor's to set."""
+    readers: int | None = None
+    """Blocks that are read at once; None: one in each thread."""
 
 
 class Replica:
     """Classifies leases. ``classify`` may be called from two threads at once: while one
     lease is on the device, the next one's tiles are being read."""
 
-    def __init__(self, spec: ReplicaSpec, *, device: torch.device | None = None) -> None:
-        """Raises BundleError, also where the device fails the bundle's sentinels."""
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        *,
+        device: torch.device | None = None,
+        open_slide: Callable[[SlideSource], SlideArchive] | None = None,
+    ) -> None:
+        """``open_slide``: how slides are opened, by default as files of this node.
+
+        Raises BundleError, also where the device fails the bundle's sentinels.
+        """
         bundle = load_bundle(spec.bundle)
         if bundle.digest != spec.bundle_digest:
             raise BundleDigestError(
@@ -70,8 +81,9 @@ class Replica:
             )
         self._spec = spec
         self._bundle = bundle
-        self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        self._shelf = Shelf(partial(open_archive, options=spec.opening))
+        self._readers = spec.readers or spec.threads
+        self._decoders = ThreadPoolExecutor(self._readers, thread_name_prefix="decode")
+        self._shelf = Shelf(open_slide or opener(spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._tiles_done = 0
@@ -107,7 +119,7 @@ class Replica:
         """
         classes = len(self._bundle.spec.class_names)
         tallies = [PartTally(part, classes, self._primary) for part in lease.parts]
-        ahead = self._spec.threads + 2
+        ahead = self._readers + 2
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
         running: deque[tuple[Batch, Future[Classified]]] = deque()
         try:
