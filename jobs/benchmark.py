@@ -6,6 +6,7 @@
     python jobs/benchmark.py training           training steps, beside a plain DataLoader loop
     python jobs/benchmark.py driver             what one driver costs: per slide, lease and start
     python jobs/benchmark.py feed               all but the model, against bare loops and Ray Data
+    python jobs/benchmark.py decoding           in a replica's threads, against Ray tasks
 
 The machine may be shared and noisy, so only ratios within one run count: what is compared
 is timed by turns, or before and after each other.
@@ -32,6 +33,7 @@ _COMMANDS = {
     "training": "Training steps, beside a plain eager DataLoader loop.",
     "driver": "What one driver costs: per slide, per lease, in memory, at its start.",
     "feed": "Archives on disk -> committed counts, the model a checksum; beside Ray Data.",
+    "decoding": "Archives on disk -> tiles in a replica, by its threads and by Ray tasks.",
 }
 
 

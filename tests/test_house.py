@@ -30,10 +30,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"remote", "model", "archives", "results", "notices", "screening", "training"},
     "jobs": {"model", "archives", "results", "screening", "training"},
 }
-IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py"}
+IMPORTS_RAY = {
+    "cvm_batch/screening/cluster_decoding.py",
+    "cvm_batch/screening/ray_cluster.py",
+    "cvm_batch/screening/ray_executor.py",
+}
 #: A script sees what lies beside it under its bare name.
 NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}
-LIGHT_PACKAGES = ("errors", "remote", "archives", "results", "notices")
+LIGHT_PACKAGES = (
+    "errors",
+    "remote",
+    "archives",
+    "results",
+    "notices",
+    "screening/cluster_decoding",
+)
 
 MODULES = [
     path.relative_to(ROOT).as_posix()

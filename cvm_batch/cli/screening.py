@@ -32,6 +32,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FAILURES_SHOWN = 20
 
 
+class Replicas(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A number, or ``auto``, which converts to None."""
+
+    name = "number"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, context: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto.")
+
+
 def screening_options(command: F) -> F:
     """The options of a run that every command that starts one takes."""
     options = [
@@ -42,8 +58,21 @@ def screening_options(command: F) -> F:
             show_default=True,
             help="Replicas as Ray actors, or in this process.",
         ),
-        click.option("--replicas", type=int, help="Default: one per GPU, else one per node."),
         click.option("--address", help="A running Ray cluster; default: Ray on this machine."),
+        click.option(
+            "--replicas",
+            type=Replicas(),
+            show_default="auto",
+            help="How many in all; auto: one per GPU, else one per node, following the cluster.",
+        ),
+        click.option("--replicas-per-gpu", type=int, help="Replicas that share each GPU."),
+        click.option(
+            "--decode-on",
+            type=click.Choice(["replica", "cluster"]),
+            default="replica",
+            show_default=True,
+            help="Decode tiles beside the GPU, or on any node's free CPUs.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -86,7 +115,7 @@ def screen(
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
-    from cvm_batch.screening.settings import ExecutorKind, Settings
+    from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 
     notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
     precision, backend = options.pop("precision"), options.pop("backend")
@@ -96,6 +125,7 @@ def screen(
         model=model,
         out=out,
         executor=ExecutorKind(options.pop("executor")),
+        decode_on=DecodeOn(options.pop("decode_on")),
         arrays=arrays,
         precision=Precision(precision) if precision else None,
         backend=Backend(backend) if backend else None,

@@ -1,27 +1,27 @@
-"""Replicas as Ray actors, each pinned to a GPU or to a node's CPUs.
+"""Replicas as Ray actors, each on its share of a node: a GPU, a part of one, or CPUs.
 
 Plain actors, not Ray Data: docs/decisions/0004. An actor is never restarted by Ray
 (``max_restarts=0``, at most once): the driver replaces it and knows what it held.
+Replicas follow the cluster as it grows and shrinks: docs/decisions/0017.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import signal
-import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, RunAbortedError, SentinelError, UsageError
+from cvm_batch.errors import CvmBatchError, RunAbortedError, SentinelError
 from cvm_batch.screening.executor import (
     Event,
     Hardware,
@@ -31,33 +31,37 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
     hardware_here,
 )
+from cvm_batch.screening.ray_cluster import Bids, RayCluster
+from cvm_batch.screening.settings import DecodeOn
+from cvm_batch.screening.shares import MAX_FAILED_STARTS, Fleet, Node, Share, Sizing
 from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo, ReplicaSpec
 
-# A hospital's cluster calls nobody: off unless somebody has switched it on. Ray reads
-# its settings on import.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
-
-#: Replicas in a row that may die on one share of the cluster before they serve; then the
-#: share is left alone.
-_MAX_FAILED_STARTS = 3
 #: Leases that an actor works on at once, and one thread to say how far it is.
 _ACTOR_THREADS = 3
-#: Only outcomes pass through the object store: counts and names, no tiles.
+#: Where only outcomes pass through the object store: counts and names, no tiles.
 _OBJECT_STORE_BYTES = 256 * 2**20
+#: How often the cluster is looked at.
+_LOOK_SECONDS = 5.0
+#: Replicas that have been busy for so long could do with others beside them.
+_BUSY_SECONDS = 60.0
+#: Nodes that are asked for at once.
+_MOST_BIDS = 8
 
 
 class ReplicaActor:
     """A replica in a process of its own."""
 
-    def start(self, spec: ReplicaSpec) -> ReplicaInfo:
+    def start(self, spec: ReplicaSpec, decode_on: DecodeOn) -> ReplicaInfo:
         # PyTorch is loaded in the actor alone, not in the driver that names its class.
         from cvm_batch.screening.replica import Replica
 
         # Not in __init__: an error there would arrive as the actor's death, without its type.
-        self._replica = Replica(spec)
+        open_slide = None
+        if decode_on is DecodeOn.CLUSTER:
+            from cvm_batch.screening.cluster_decoding import ClusterArchive
+
+            open_slide = partial(ClusterArchive, options=spec.opening)
+        self._replica = Replica(spec, open_slide=open_slide)
         return self._replica.info()
 
     def classify(self, lease: Lease) -> Sequence[PartOutcome]:
@@ -65,17 +69,6 @@ class ReplicaActor:
 
     def tiles_done(self) -> int:
         return self._replica.tiles_done
-
-
-@dataclass(frozen=True)
-class _Share:
-    """The resources of one replica."""
-
-    gpus: float
-    cpus: int
-    threads: int
-    failed_starts: int = 0
-    """Replicas in a row that died on it before they served."""
 
 
 class _Kind(Enum):
@@ -98,11 +91,23 @@ class RayExecutor:
 
     name = "ray"
 
-    def __init__(self, *, address: str | None = None, replicas: int | None = None) -> None:
-        self._address = address
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        replicas: int | None = None,
+        replicas_per_gpu: int | None = None,
+        decode_on: DecodeOn = DecodeOn.REPLICA,
+    ) -> None:
+        """``replicas`` None: as many as the cluster has room for, also when it changes."""
+        tiles_pass = decode_on is DecodeOn.CLUSTER
+        self._cluster = RayCluster(address, None if tiles_pass else _OBJECT_STORE_BYTES)
         self._wanted = replicas
+        self._per_gpu = replicas_per_gpu
+        self._decode_on = decode_on
         self._spec: ReplicaSpec | None = None
-        self._actors: dict[int, tuple[Any, _Share]] = {}
+        self._actors: dict[int, tuple[Any, Share]] = {}
+        self._serving: set[int] = set()
         self._calls: dict[Any, _Call] = {}
         self._lost_already: list[Event] = []
         self._next_replica = 0
@@ -111,28 +116,33 @@ class RayExecutor:
         # so this one is kept until all is over.
         self._starter = ThreadPoolExecutor(1, "start Ray")
         self._starting: Future[None] | None = None
+        self._looked_at = 0.0
+        self._bids = Bids()
+        self._idle_at = 0.0
 
     def hardware(self) -> Hardware:
-        if self._address is None:
-            return hardware_here()  # Ray is started later: a run may find nothing to do
-        self._connect()
-        shares = _shares(ray.nodes(), self._wanted)
-        gpus = sum(share.gpus for share in shares)
-        if gpus:
-            return Hardware("cuda", math.ceil(gpus))
-        return Hardware("cpu", sum(share.cpus for share in shares))
+        if self._cluster.address is None:
+            nodes = [_this_machine()]  # Ray is started later: a run may find nothing to do
+        else:
+            self._cluster.connect()
+            nodes = self._cluster.nodes()
+        sizing = Sizing.of(nodes, self._wanted, self._per_gpu)
+        if self._decode_on is DecodeOn.CLUSTER:
+            sizing.check_decoding(nodes)
+        self._fleet = Fleet(sizing, nodes)
+        return sizing.hardware(nodes)
 
     def prepare(self) -> None:
         # A Ray of one's own takes some seconds to come up, mostly of waiting.
-        self._starting = self._starter.submit(self._connect)
+        self._starting = self._starter.submit(self._cluster.connect)
 
     def start(self, spec: ReplicaSpec) -> None:
         if self._starting is not None:
             self._starting.result()
-        self._connect()
+        self._cluster.connect()
         self._spec = spec
-        for share in _shares(ray.nodes(), self._wanted):
-            self._start_replica(share)
+        self._fill(self._cluster.nodes())
+        self._looked_at = self._idle_at = time.monotonic()
 
     def submit(self, replica: int, lease: Lease) -> None:
         actor, _ = self._actors[replica]
@@ -140,6 +150,7 @@ class RayExecutor:
 
     def wait(self, timeout: float) -> list[Event]:
         self._ask_for_progress()
+        self._follow_the_cluster()
         events, self._lost_already = self._lost_already, []
         # Progress is no reason to wake up: it is taken along with what is.
         calls = [ref for ref, call in self._calls.items() if call.kind is not _Kind.PROGRESS]
@@ -161,32 +172,17 @@ class RayExecutor:
             wait_for([self._starting])
         for replica in list(self._actors):
             self._remove(replica)
-        ray.shutdown()
+        self._cluster.close()
         self._starter.shutdown()
 
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if self._address is None:
-            options |= {
-                "num_cpus": usable_cpus(),
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
-            }
-        try:
-            _knock(self._address)
-            with _our_signal_handlers():
-                ray.init(address=self._address or "local", **options)
-        except (OSError, RuntimeError, ValueError) as error:
-            where = self._address or "on this machine"
-            raise UsageError(
-                f"Ray could not be reached or started ({where}): {error}. Check --address, or "
-                "use --executor local to run in this process."
-            ) from error
+    def _fill(self, nodes: Sequence[Node]) -> None:
+        """Start replicas wherever one is missing."""
+        on_cluster = self._decode_on is DecodeOn.CLUSTER
+        readers = self._fleet.sizing.readers(nodes) if on_cluster else None
+        for share in self._fleet.missing(nodes, {share for _, share in self._actors.values()}):
+            self._start_replica(share, readers)
 
-    def _start_replica(self, share: _Share) -> None:
+    def _start_replica(self, share: Share, readers: int | None) -> None:
         assert self._spec is not None
         actor = (
             ray.remote(ReplicaActor)
@@ -196,14 +192,44 @@ class RayExecutor:
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=_ACTOR_THREADS,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(share.node, soft=False),
             )
             .remote()
         )
         number = self._next_replica
         self._next_replica += 1
         self._actors[number] = (actor, share)
-        call = actor.start.remote(replace(self._spec, threads=share.threads))
-        self._calls[call] = _Call(number, _Kind.START)
+        spec = replace(self._spec, threads=share.threads, readers=readers)
+        self._calls[actor.start.remote(spec, self._decode_on)] = _Call(number, _Kind.START)
+
+    def _follow_the_cluster(self) -> None:
+        """Replicas on nodes that have joined, none on nodes that have left."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        nodes = self._cluster.nodes()
+        names = {node.name for node in nodes}
+        for replica, (_, share) in list(self._actors.items()):
+            if share.node not in names:
+                self._remove(replica)
+                event = ReplicaLost(replica, "its node has left the cluster", Loss.PREEMPTED)
+                self._lost_already.append(event)
+        self._fill(nodes)
+        if self._cluster.address is not None and self._wanted is None:
+            self._ask_for_nodes(now)
+
+    def _ask_for_nodes(self, now: float) -> None:
+        """Ask a cluster that grows by itself for as many replicas again, once those that serve
+        have been busy for a while."""
+        if self._serving - self._busy() or self._bids.granted():
+            self._idle_at = now
+        busy = now - self._idle_at >= _BUSY_SECONDS
+        count = min(max(1, len(self._serving)), _MOST_BIDS) if busy else 0
+        self._bids.keep(count, self._fleet.like)
+
+    def _busy(self) -> set[int]:
+        return {call.replica for call in self._calls.values() if call.kind is _Kind.LEASE}
 
     def _ask_for_progress(self) -> None:
         """One question to each replica at a time, some hundred a second in all."""
@@ -212,8 +238,7 @@ class RayExecutor:
             return
         self._asked_at = now
         asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
-        busy = {call.replica for call in self._calls.values() if call.kind is _Kind.LEASE}
-        for replica in busy - asked:
+        for replica in self._busy() - asked:
             actor, _ = self._actors[replica]
             self._calls[actor.tiles_done.remote()] = _Call(replica, _Kind.PROGRESS)
 
@@ -223,25 +248,29 @@ class RayExecutor:
             answer = ray.get(ref)
         except RayTaskError as error:
             return self._failed(call, error)
-        except RayActorError as error:
-            preempted = isinstance(error, ActorDiedError) and error.preempted
-            return self._lost(call, str(error), Loss.PREEMPTED if preempted else Loss.DIED)
-        except RayError as error:  # as where the answer was lost with its node
-            return self._lost(call, repr(error))
+        except RayError as error:
+            return self._lost(call, str(error), self._how_lost(call, error))
         if call.kind is _Kind.LEASE:
             return LeaseDone(call.replica, call.lease, answer)
         if call.kind is _Kind.PROGRESS:
             return ReplicaProgress(call.replica, answer)
-        actor, share = self._actors[call.replica]
-        self._actors[call.replica] = (actor, replace(share, failed_starts=0))
+        self._serving.add(call.replica)
+        _, share = self._actors[call.replica]
+        self._fleet.started(share)
         return ReplicaReady(call.replica, answer)
+
+    def _how_lost(self, call: _Call, error: RayError) -> Loss:
+        """Nothing that a replica held is to blame for the end of its node."""
+        _, share = self._actors[call.replica]
+        preempted = isinstance(error, RayActorError) and error.preempted
+        return Loss.PREEMPTED if preempted or self._cluster.lost(share.node) else Loss.DIED
 
     def _failed(self, call: _Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""
         cause = error.cause
         if isinstance(cause, SentinelError) and len(self._actors) > 1:
             # This device computes wrongly; the others go on without it.
-            self._remove(call.replica)
+            self._fleet.leave_alone(self._remove(call.replica))
             return ReplicaLost(call.replica, str(cause))
         if isinstance(cause, CvmBatchError):
             raise cause from None
@@ -249,67 +278,28 @@ class RayExecutor:
         return self._lost(call, repr(cause))
 
     def _lost(self, call: _Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
-        """Put another replica in the place of a dead one."""
+        """Put another replica in the place of a dead one, unless its node died with it."""
         share = self._remove(call.replica)
-        if call.kind is _Kind.START and loss is not Loss.PREEMPTED:
-            share = replace(share, failed_starts=share.failed_starts + 1)
-        if share.failed_starts < _MAX_FAILED_STARTS:
-            self._start_replica(share)
-        elif not self._actors:
+        never_served = call.kind is _Kind.START and loss is not Loss.PREEMPTED
+        if never_served:
+            self._fleet.failed(share)
+        self._fill(self._cluster.nodes())
+        if never_served and not self._actors:
             raise RunAbortedError(
-                f"{share.failed_starts} replicas in a row died before they could serve; the "
+                f"{MAX_FAILED_STARTS} replicas in a row died before they could serve; the "
                 f"last one: {detail}. Check the nodes' memory and drivers, then submit again."
             )
         return ReplicaLost(call.replica, detail, loss)
 
-    def _remove(self, replica: int) -> _Share:
+    def _remove(self, replica: int) -> Share:
         actor, share = self._actors.pop(replica)
+        self._serving.discard(replica)
         ray.kill(actor)
         self._calls = {ref: call for ref, call in self._calls.items() if call.replica != replica}
         return share
 
 
-def _knock(address: str | None) -> None:
-    """Raise OSError where nothing listens: Ray would go on trying for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
-
-
-@contextmanager
-def _our_signal_handlers() -> Iterator[None]:
-    """Keep SIGTERM's handler: ray.init puts one of its own there, which ends the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _shares(nodes: Sequence[dict[str, Any]], wanted: int | None) -> list[_Share]:
-    """One replica per GPU; without GPUs, one per node, or ``wanted`` over all CPUs.
-
-    Raises UsageError where the cluster has too little.
-    """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus = [int(resources.get("CPU", 0)) for resources in alive]
-    gpus = [int(resources.get("GPU", 0)) for resources in alive]
-    if any(gpus):
-        shares = [
-            _Share(1, 1, max(1, cpu // gpu))
-            for cpu, gpu in zip(cpus, gpus, strict=True)
-            for _ in range(gpu)
-        ]
-        if wanted is not None and wanted > len(shares):
-            raise UsageError(f"--replicas {wanted}, but the cluster has {len(shares)} GPUs.")
-        return shares[:wanted]
-    if wanted is None:
-        return [_Share(0, cpu, cpu) for cpu in cpus if cpu]
-    if wanted > sum(cpus):
-        raise UsageError(f"--replicas {wanted}, but the cluster has {sum(cpus)} CPUs.")
-    # As many CPUs each as leave room for all, none of which can lie on two nodes.
-    each = next(n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= wanted)
-    return [_Share(0, each, each)] * wanted
+def _this_machine() -> Node:
+    hardware, cpus = hardware_here(), usable_cpus()
+    gpus = hardware.processors if hardware.device_type == "cuda" else 0
+    return Node("", cpus, gpus, cpus, gpus)

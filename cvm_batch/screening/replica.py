@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 import torch
 
-from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.errors import BundleDigestError, RunAbortedError
 from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import load_bundle
@@ -18,10 +18,10 @@ from cvm_batch.model.engine import Classified, default_device
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
-from cvm_batch.screening.shelf import Shelf
+from cvm_batch.screening.shelf import Shelf, opener
 from cvm_batch.screening.tally import PartTally
 from cvm_batch.screening.versions import versions
-from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec
+from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec, SlideSource
 
 #: Batches handed to each lane of the engine ahead of the one being counted: one runs, one
 #: waits.
@@ -34,8 +34,17 @@ class Replica:
     """Classifies leases. ``classify`` may be called from two threads at once: while one
     lease is on the device, the next one's tiles are being read."""
 
-    def __init__(self, spec: ReplicaSpec, *, device: torch.device | None = None) -> None:
-        """Raises BundleError, also where the device fails the bundle's sentinels."""
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        *,
+        device: torch.device | None = None,
+        open_slide: Callable[[SlideSource], SlideArchive] | None = None,
+    ) -> None:
+        """``open_slide``: how slides are opened, by default as files of this node.
+
+        Raises BundleError, also where the device fails the bundle's sentinels.
+        """
         bundle = load_bundle(spec.bundle)
         if bundle.digest != spec.bundle_digest:
             raise BundleDigestError(
@@ -44,9 +53,10 @@ class Replica:
             )
         self._spec = spec
         self._bundle = bundle
-        self._decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        self._readers = spec.readers or spec.threads
+        self._decoders = ThreadPoolExecutor(self._readers, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(_FINISHERS, thread_name_prefix="finish")
-        self._shelf = Shelf(partial(open_archive, options=spec.opening))
+        self._shelf = Shelf(open_slide or opener(spec.opening))
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._tiles_done = 0
@@ -82,7 +92,7 @@ class Replica:
         """
         classes = len(self._bundle.spec.class_names)
         tallies = [PartTally(part, classes, self._primary) for part in lease.parts]
-        ahead = self._spec.threads + 2
+        ahead = self._readers + 2
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
         running: deque[tuple[Batch, Future[Classified]]] = deque()
         finishing: dict[PartTally, Future[PartOutcome]] = {}

@@ -78,7 +78,12 @@ def _executor(settings: Settings) -> Executor:
         return LocalExecutor()
     from cvm_batch.screening.ray_executor import RayExecutor
 
-    return RayExecutor(address=settings.address, replicas=settings.replicas)
+    return RayExecutor(
+        address=settings.address,
+        replicas=settings.replicas,
+        replicas_per_gpu=settings.replicas_per_gpu,
+        decode_on=settings.decode_on,
+    )
 
 
 class _Run:

@@ -23,6 +23,15 @@ class ExecutorKind(StrEnum):
     LOCAL = "local"
 
 
+class DecodeOn(StrEnum):
+    """Where tiles are decoded."""
+
+    REPLICA = "replica"
+    """In the replica's own threads."""
+    CLUSTER = "cluster"
+    """By tasks on any node's free CPUs; tiles come over the object store."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Checked at construction; raises UsageError."""
@@ -39,7 +48,12 @@ class Settings:
     """None: the fastest for the work that waits."""
     executor: ExecutorKind = ExecutorKind.RAY
     replicas: int | None = None
-    """None: one per GPU, or without GPUs one per node. For Ray alone."""
+    """In all; None: as many as the cluster has room for, also when it grows or shrinks: one
+    per GPU, or without GPUs one per node. For Ray alone."""
+    replicas_per_gpu: int | None = None
+    """None: one, where there are GPUs. For Ray alone."""
+    decode_on: DecodeOn = DecodeOn.REPLICA
+    """For Ray on GPUs alone."""
     priorities: tuple[tuple[str, int], ...] = ()
     """Patterns of slide_ids, and the priority that these get in place of the manifest's."""
     until: float | None = None
@@ -60,14 +74,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", results_root(self.out))
-        for name in ("replicas", "batch_size"):
+        for name in ("replicas", "replicas_per_gpu", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-        if self.executor is ExecutorKind.LOCAL and (self.replicas or self.address):
+        for_ray = self.replicas or self.replicas_per_gpu or self.address
+        if self.executor is ExecutorKind.LOCAL and (for_ray or self.decode_on != DecodeOn.REPLICA):
             raise UsageError(
-                "--replicas and --address are for --executor ray: the local executor runs one "
-                "replica per GPU, or one on the CPU, in this process."
+                "--replicas, --replicas-per-gpu, --decode-on and --address are for --executor "
+                "ray: the local executor runs one replica per GPU, or one on the CPU, in this "
+                "process."
             )
         if self.mpp is not None and not sensible(self.mpp):
             raise UsageError(
@@ -91,6 +107,7 @@ class Settings:
                 "backend": value["backend"] and Backend(value["backend"]),
                 "executor": ExecutorKind(value["executor"]),
                 "priorities": tuple((pattern, n) for pattern, n in value["priorities"]),
+                "decode_on": DecodeOn(value["decode_on"]),
                 "mpp": value["mpp"] and tuple(value["mpp"]),
                 "arrays": ArrayNames(**value["arrays"]),
             }

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, SlideInfo
+from cvm_batch.archives.formats import open_archive
+from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.errors import InputChangedError
 from cvm_batch.screening.work import SlideSource
 
@@ -45,11 +46,16 @@ class Taken(NamedTuple):
     entry: _Entry
 
 
+def opener(options: OpenOptions) -> Callable[[SlideSource], SlideArchive]:
+    """How slides are opened where they are read."""
+    return lambda slide: open_archive(slide.address, options)
+
+
 class Shelf:
     """Open archives by slide. Safe for several threads at once."""
 
-    def __init__(self, open_archive: Callable[[SlideAddress], SlideArchive]) -> None:
-        self._open_archive = open_archive
+    def __init__(self, open_slide: Callable[[SlideSource], SlideArchive]) -> None:
+        self._open_slide = open_slide
         self._entries: OrderedDict[SlideSource, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -62,7 +68,7 @@ class Shelf:
         try:
             with entry.lock:
                 if entry.archive is None:
-                    entry.archive = self._open_archive(slide.address)
+                    entry.archive = self._open_slide(slide)
                 info = self._check(slide, entry)
         except BaseException:
             self._release(slide, entry, spoiled=True)

@@ -41,7 +41,7 @@ Work = Callable[[], int]
 
 
 @dataclass(frozen=True)
-class _Contest:
+class Contest:
     """One slide, and what is left of reading it when the archive around it is taken away."""
 
     name: str
@@ -65,12 +65,12 @@ def archives(tiles: int, cells: Path | None, wsi: Path | None, threads: int, as_
     pixels = made_tiles(tiles, cells)
     figures: dict[str, Any] = {"tiles": tiles, "threads": threads}
     with tempfile.TemporaryDirectory() as name:
-        for contest in _contests(Path(name), pixels, wsi):
+        for contest in contests(Path(name), pixels, wsi):
             figures |= _measured(contest, threads)
     report(figures, as_json)
 
 
-def _contests(folder: Path, pixels: NDArray[np.uint8], wsi: Path | None) -> Iterator[_Contest]:
+def contests(folder: Path, pixels: NDArray[np.uint8], wsi: Path | None) -> Iterator[Contest]:
     yield _zarr(folder / "packed.zarr", pixels)
     for suffix in ("jpg", "png"):
         images = [_encoded(tile, suffix) for tile in pixels]
@@ -81,7 +81,7 @@ def _contests(folder: Path, pixels: NDArray[np.uint8], wsi: Path | None) -> Iter
         yield _whole_slide(folder / wsi.name, wsi, len(pixels))
 
 
-def _measured(contest: _Contest, threads: int) -> dict[str, Any]:
+def _measured(contest: Contest, threads: int) -> dict[str, Any]:
     shares, alone, read = [], [], []
     with ThreadPoolExecutor(threads) as pool:
         _speed(pool, contest.bare)
@@ -117,7 +117,7 @@ def _read(archive: SlideArchive, start: int, stop: int) -> int:
     return len(archive.read(start, stop))
 
 
-def _zarr(path: Path, pixels: NDArray[np.uint8]) -> _Contest:
+def _zarr(path: Path, pixels: NDArray[np.uint8]) -> Contest:
     import zarr
     from numcodecs import Blosc  # type: ignore[import-untyped]
     from numcodecs.checksum32 import CRC32C  # type: ignore[import-untyped]
@@ -139,7 +139,7 @@ def _zarr(path: Path, pixels: NDArray[np.uint8]) -> _Contest:
     def piece(chunk: bytes) -> int:
         return len(blosc.decode(crc.decode(chunk))) // tile_bytes
 
-    return _Contest("zarr", path, [partial(piece, chunk) for chunk in chunks])
+    return Contest("zarr", path, [partial(piece, chunk) for chunk in chunks])
 
 
 def _encoded(tile: NDArray[np.uint8], suffix: str) -> bytes:
@@ -156,30 +156,30 @@ def _decoding(images: Sequence[bytes]) -> list[Work]:
     return [partial(piece, *span) for span in _spans(len(images))]
 
 
-def _zip(path: Path, images: Sequence[bytes], suffix: str) -> _Contest:
+def _zip(path: Path, images: Sequence[bytes], suffix: str) -> Contest:
     with zipfile.ZipFile(path, "w") as packed:
         for number, image in enumerate(images):
             packed.writestr(f"{number:07d}.{suffix}", image)
-    return _Contest(f"zip of {suffix}", path, _decoding(images))
+    return Contest(f"zip of {suffix}", path, _decoding(images))
 
 
-def _tar(path: Path, images: Sequence[bytes], suffix: str) -> _Contest:
+def _tar(path: Path, images: Sequence[bytes], suffix: str) -> Contest:
     with tarfile.open(path, "w") as packed:
         for number, image in enumerate(images):
             info = tarfile.TarInfo(f"{number:07d}.{suffix}")
             info.size = len(image)
             packed.addfile(info, io.BytesIO(image))
-    return _Contest(f"tar of {suffix}", path, _decoding(images))
+    return Contest(f"tar of {suffix}", path, _decoding(images))
 
 
-def _folder(path: Path, images: Sequence[bytes], suffix: str) -> _Contest:
+def _folder(path: Path, images: Sequence[bytes], suffix: str) -> Contest:
     path.mkdir()
     for number, image in enumerate(images):
         (path / f"{number:07d}.{suffix}").write_bytes(image)
-    return _Contest(f"folder of {suffix}", path, _decoding(images))
+    return Contest(f"folder of {suffix}", path, _decoding(images))
 
 
-def _whole_slide(link: Path, slide: Path, cells: int) -> _Contest:
+def _whole_slide(link: Path, slide: Path, cells: int) -> Contest:
     """OpenSlide alone, a handle for each thread, on the same crops in the same order."""
     import openslide
 
@@ -206,4 +206,4 @@ def _whole_slide(link: Path, slide: Path, cells: int) -> _Contest:
             np.asarray(crop.convert("RGB"))
         return stop - start
 
-    return _Contest("whole slide", link, [partial(piece, *span) for span in _spans(cells)], options)
+    return Contest("whole slide", link, [partial(piece, *span) for span in _spans(cells)], options)

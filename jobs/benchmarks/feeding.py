@@ -28,7 +28,7 @@ from cvm_batch.model.precision import Precision
 from cvm_batch.screening import ray_executor, replica
 from cvm_batch.screening.ray_executor import ReplicaActor
 from cvm_batch.screening.run import run
-from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.work import ReplicaInfo, ReplicaSpec
 from cvm_batch.tiles import Tiles
 
@@ -128,9 +128,9 @@ def start_checksum(bundle: Bundle, *, batch_size: int | None, **_: Any) -> Check
 class ChecksumActor(ReplicaActor):
     """A replica in a process of its own, with the checksum for a model."""
 
-    def start(self, spec: ReplicaSpec) -> ReplicaInfo:
+    def start(self, spec: ReplicaSpec, decode_on: DecodeOn) -> ReplicaInfo:
         with patch.object(replica, "start_engine", start_checksum):
-            return super().start(spec)
+            return super().start(spec, decode_on)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import cvm_batch
+from cvm_batch.cli.screening import Replicas
 from cvm_batch.model.bundle import WEIGHTS_FILE, Bundle
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
@@ -153,6 +154,12 @@ def test_wrong_options(slides: Path, tiny_bundle: Bundle, tmp_path: Path) -> Non
     assert submit(slides, tiny_bundle.path, tmp_path, "--no-such")[0] == 2
     assert submit(slides, tiny_bundle.path, tmp_path, "--precision", "fp16")[0] == 2
     assert submit(slides, tiny_bundle.path, tmp_path, "--replicas", "2")[0] == 2
+    assert submit(slides, tiny_bundle.path, tmp_path, "--replicas", "many")[0] == 2
+
+
+def test_auto_is_as_many_replicas_as_there_is_room_for() -> None:
+    assert Replicas().convert("auto", None, None) is None
+    assert Replicas().convert("3", None, None) == 3
 
 
 @pytest.mark.parametrize(

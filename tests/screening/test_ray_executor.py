@@ -5,24 +5,42 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file, save_file
 
 from cvm_batch.errors import ExitCode, SentinelError, UsageError
+from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
-from cvm_batch.screening.executor import Executor
-from cvm_batch.screening.ray_executor import RayExecutor, _shares
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.layout import RunName
+from cvm_batch.screening import ray_executor
+from cvm_batch.screening.executor import Event, Executor, ReplicaLost, ReplicaReady
+from cvm_batch.screening.ray_executor import RayExecutor
 from cvm_batch.screening.run import run
-from cvm_batch.screening.settings import ExecutorKind, Settings
-from cvm_batch.screening.summary import RunSummary
-from tests.screening.test_run import comparable, many_slides, undisturbed
+from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
+from cvm_batch.screening.summary import Progress, RunSummary
+from cvm_batch.screening.work import Loss, ReplicaSpec
+from tests.archives import making
+from tests.screening.test_run import (
+    by_slide,
+    comparable,
+    flip_byte_in_member,
+    many_slides,
+    tiles,
+    undisturbed,
+)
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -41,13 +59,20 @@ def settings(tmp_path: Path, tiny_bundle: Bundle) -> Settings:
 
 def replica_processes() -> list[int]:
     """Process IDs of the replicas of this test's own Ray."""
+    return processes("ray::ReplicaActor")
+
+
+def processes(*titles: str) -> list[int]:
+    """Process IDs of this test's own Ray, by how their titles begin."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if command.startswith(b"ray::ReplicaActor") and os.getpid() in ancestors(folder.name):
+        if command.decode(errors="replace").startswith(titles) and os.getpid() in ancestors(
+            folder.name
+        ):
             found.append(int(folder.name))
     return sorted(found)
 
@@ -62,9 +87,48 @@ def ancestors(process: str) -> Iterator[int]:
         yield int(process)
 
 
-def run_on(executor: Executor, settings: Settings) -> RunSummary:
+def replicas_seen(settings: Settings) -> int:
+    return len(manifest(settings)["replicas"])
+
+
+def replicas_lost(settings: Settings) -> int:
+    return len(manifest(settings)["replicas_lost"])
+
+
+def manifest(settings: Settings) -> Any:
+    (path,) = (settings.out / "runs").glob("*.json")
+    return json.loads(path.read_text())
+
+
+def once_under_way(act: Callable[[], None]) -> Callable[[Progress], None]:
+    """Call ``act`` once, when the first tiles are counted."""
+    done = False
+
+    def report(progress: Progress) -> None:
+        nonlocal done
+        if progress.tiles_done and not done:
+            done = True
+            act()
+
+    return report
+
+
+class Watched(RayExecutor):
+    """Remembers how replicas were lost."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.losses: list[Loss] = []
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = super().wait(timeout)
+        self.losses += [event.loss for event in events if isinstance(event, ReplicaLost)]
+        return events
+
+
+def run_on(executor: Executor, settings: Settings, **options: Any) -> RunSummary:
     try:
-        return run(settings, executor=executor)
+        return run(settings, executor=executor, **options)
     finally:
         ray.shutdown()
 
@@ -91,38 +155,116 @@ def test_a_bundle_that_fails_its_sentinels_stops_the_run(
         run_on(RayExecutor(), replace(settings, model=str(bad)))
 
 
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_costs_nothing_but_time(
+    settings: Settings, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "_LOOK_SECONDS", 0.5)
+    worker = next(iter(cluster.worker_nodes))
+
+    def remove() -> None:
+        cluster.remove_node(worker, allow_graceful=False)
+
+    many_slides(settings.inputs[0], 100)  # not over before the loss is noticed
+    executor = Watched(address=cluster.address)
+    summary = run_on(executor, settings, report=once_under_way(remove))
+    assert summary.exit_code is ExitCode.COMPLETE
+    assert executor.losses == [Loss.PREEMPTED], "no slide is to be charged, nor a start to be tried"
+    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_a_cluster_that_grows_by_itself_is_asked_for_nodes(
+    tiny_bundle: Bundle, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test is the autoscaler: it sees what waits for room, and adds a node for it."""
+    monkeypatch.setattr(ray_executor, "_BUSY_SECONDS", 1.0)
+    monkeypatch.setattr(ray_executor, "_LOOK_SECONDS", 0.5)
+    cluster.remove_node(next(iter(cluster.worker_nodes)))
+    spec = ReplicaSpec(
+        bundle=tiny_bundle.path,
+        bundle_digest=tiny_bundle.digest,
+        precision=Precision.FP32,
+        backend=Backend.EAGER,
+        batch_size=8,
+        results=tmp_path,
+        run=RunName.new(datetime.now(UTC)),
+    )
+
+    def asked_for() -> list[Any]:
+        demands = get_cluster_status(cluster.address).resource_demands
+        return list(demands.ray_task_actor_demand)
+
+    ready: set[int] = set()
+    added = False
+    with closing(RayExecutor(address=cluster.address)) as executor:
+        executor.hardware()
+        executor.start(spec)
+        while len(ready) < 2 or asked_for():  # both are idle then, and nobody wants more
+            events = executor.wait(0.5)
+            assert not any(isinstance(event, ReplicaLost) for event in events)
+            ready |= {event.replica for event in events if isinstance(event, ReplicaReady)}
+            if not added and asked_for():
+                cluster.add_node(num_cpus=1)
+                added = True
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A node with a GPU, as far as Ray knows, and one with CPUs; replicas run on a CPU."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_replicas_share_a_gpu_and_the_cluster_decodes(
+    settings: Settings, gpus: Cluster, tmp_path: Path
+) -> None:
+    """With damaged slides, and a process that decodes killed meanwhile."""
+    slides = Path(settings.inputs[0])
+    many_slides(slides, 12)
+    making.write_zip(slides / "damaged.zip", tiles(20, seed=7))
+    flip_byte_in_member(slides / "damaged.zip")
+    making.write_folder(slides / "holed", tiles(20, seed=8))
+    sorted((slides / "holed").iterdir())[3].write_bytes(b"no image")
+
+    killed = []
+
+    def kill() -> None:
+        for process in processes("ray::read_slide", "ray::describe_slide", "ray::IDLE"):
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    executor = RayExecutor(address=gpus.address, replicas_per_gpu=2, decode_on=DecodeOn.CLUSTER)
+    on_gpus = replace(settings, precision=Precision.FP32, backend=Backend.EAGER)
+    summary = run_on(executor, on_gpus, report=once_under_way(kill))
+    assert killed
+    assert {slide.slide_id: slide.reason for slide in summary.not_complete} == {
+        "damaged.zip": "checksum_mismatch",
+        "holed": "unreadable_tiles",
+    }
+    assert (replicas_seen(settings), replicas_lost(settings)) == (2, 0)
+    assert comparable(on_gpus) == undisturbed(on_gpus, tmp_path / "undisturbed")
+    told = ("detail", "integrity", "cells_unreadable", "counts_at_least")
+    here = by_slide(replace(on_gpus, out=tmp_path / "undisturbed"))
+    assert all(
+        row[name] == here[slide][name] for slide, row in by_slide(on_gpus).items() for name in told
+    )
+
+
 def test_an_address_where_nothing_answers_is_told(settings: Settings) -> None:
     with pytest.raises(UsageError, match="Ray could not be reached"):
         run_on(RayExecutor(address="127.0.0.1:1"), settings)
-
-
-def node(cpus: int, gpus: int = 0, *, alive: bool = True) -> dict[str, Any]:
-    return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
-
-
-def test_one_replica_per_gpu_with_its_share_of_the_cpus() -> None:
-    shares = _shares([node(16, 4), node(8, 1), node(64)], None)
-    assert [(share.gpus, share.cpus, share.threads) for share in shares] == [
-        (1, 1, 4),
-        (1, 1, 4),
-        (1, 1, 4),
-        (1, 1, 4),
-        (1, 1, 8),
-    ]
-
-
-def test_without_gpus_one_replica_per_node() -> None:
-    shares = _shares([node(4), node(2), node(8, alive=False)], None)
-    assert [(share.gpus, share.cpus, share.threads) for share in shares] == [(0, 4, 4), (0, 2, 2)]
-
-
-def test_more_replicas_than_there_is_room_for_are_refused() -> None:
-    with pytest.raises(UsageError, match="the cluster has 1 GPUs"):
-        _shares([node(4, 1)], 2)
-    with pytest.raises(UsageError, match="the cluster has 2 CPUs"):
-        _shares([node(2)], 3)
-
-
-def test_replicas_share_nodes_of_different_size() -> None:
-    assert [share.cpus for share in _shares([node(4), node(2)], 2)] == [2, 2]
-    assert [share.cpus for share in _shares([node(4), node(2)], 3)] == [2, 2, 2]

@@ -35,7 +35,7 @@ from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.sealing import exclusive
 from cvm_batch.screening.run import run
-from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
 from tests.archives import making
 from tests.conftest import coloured_tiles
@@ -478,6 +478,10 @@ def test_settings_refuse_nonsense(settings: Settings) -> None:
         replace(settings, batch_size=0)
     with pytest.raises(UsageError, match="for --executor ray"):
         replace(settings, replicas=2)
+    with pytest.raises(UsageError, match="for --executor ray"):
+        replace(settings, decode_on=DecodeOn.CLUSTER)
+    with pytest.raises(UsageError, match="--replicas-per-gpu must be at least 1"):
+        replace(settings, executor=ExecutorKind.RAY, replicas_per_gpu=0)
 
 
 def test_the_summary_as_json_is_plain_data(settings: Settings) -> None:
