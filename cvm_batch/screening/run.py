@@ -15,7 +15,13 @@ from typing import Any
 
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CommitError, CvmBatchError, ExitCode, RunAbortedError
+from cvm_batch.errors import (
+    CommitError,
+    CvmBatchError,
+    ExitCode,
+    RunAbortedError,
+    TakenOverError,
+)
 from cvm_batch.isolation import Done, run_isolated
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
@@ -176,8 +182,8 @@ class _Run:
             self._write(manifest)
         except BaseException as error:
             self._abort(error)
-            if isinstance(error, CommitError):  # as one that was taken over may get, too
-                self._hold.check(now=True)
+            if isinstance(error, CommitError | TakenOverError):
+                self._hold.check(now=True)  # where another run took over, says which one
             raise
         finally:
             live.remove()

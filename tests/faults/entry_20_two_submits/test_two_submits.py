@@ -144,7 +144,7 @@ def test_frozen_driver_is_succeeded_and_wakes_up_to_nothing(
     ended = two.let_first_go_on()
     assert ended.exit_code == ExitCode.ABORTED
     second, first = two.manifests()
-    assert f"Another run took over {two.results}" in ended.error
+    assert f"Another run took over {two.results}: {second['run_id']}" in ended.error
     assert two.rows() == standing
     assert len(standing) - len(before) == second["slides"]["complete"]
     assert (first["state"], first["sealed_by"]) == ("interrupted", second["run_id"])
