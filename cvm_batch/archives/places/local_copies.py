@@ -112,7 +112,8 @@ class LocalCopies:
             os.truncate(descriptor, 0)  # what a killed process left of it
             self._reserve(descriptor, file.opened.size, uri)
             _fill(descriptor, file)
-            part.rename(copy)
+            with _lock_of_all(self.folder):  # whoever counts meanwhile might miss it
+                part.rename(copy)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -191,7 +192,8 @@ def _locked(path: Path, lock: int, flags: int = os.O_RDONLY) -> int | None:
 
 @contextmanager
 def _lock_of_all(folder: Path) -> Iterator[None]:
-    """Rooms are reserved by one process at a time. Others' locks are not awaited under it."""
+    """Files take room and change their names one at a time. Others' locks are not awaited
+    under it."""
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -204,7 +206,7 @@ def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Copies and what is being written, those that were held longest ago first."""
     found = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # renamed or removed meanwhile
+        with suppress(FileNotFoundError):  # removed meanwhile
             if _OURS.fullmatch(path.name):
                 found.append((path, path.lstat()))
     return sorted(found, key=lambda one: one[1].st_atime_ns)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from cvm_batch.archives.places import local_copies as module
 from cvm_batch.archives.places.disk import DiskFile
 from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.places.local_copies import (
@@ -186,6 +187,33 @@ def test_threads_that_push_each_other_out_all_get_theirs(copies: LocalCopies) ->
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: held(narrow, f"s3://b/{n % 12}", files[n % 12]), range(96)))
     assert sum(path.stat().st_size for path in narrow.folder.iterdir()) <= 5 * MIB
+
+
+def test_nothing_is_renamed_while_somebody_counts(
+    copies: LocalCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is missed since its name changes meanwhile would let another one in."""
+    narrow = replace(copies, max_bytes=2 * MIB, wait_s=30)
+    files = [RemoteFile(os.urandom(MIB)) for _ in range(3)]
+    counting, counted = threading.Event(), module._files
+
+    def slowly(folder: Path) -> list[tuple[Path, os.stat_result]]:
+        names = sorted(path.name for path in folder.iterdir())
+        counting.set()
+        time.sleep(0.5)
+        assert sorted(path.name for path in folder.iterdir()) == names
+        return counted(folder)
+
+    with narrow.hold("s3://b/0", files[0]), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(
+            held, narrow, "s3://b/1", RemoteFile(bytes(MIB), before_read=counting.wait)
+        )
+        while len(files_in(narrow)) < 2:
+            time.sleep(0.01)
+        monkeypatch.setattr(module, "_files", slowly)
+        second = pool.submit(held, narrow, "s3://b/2", files[2])
+        first.result()
+        second.result()
 
 
 def test_a_change_while_it_is_copied_leaves_nothing(copies: LocalCopies) -> None:
