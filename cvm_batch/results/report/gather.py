@@ -67,9 +67,7 @@ class RunData:
     def usual_quality(self) -> Mapping[str, float | None]:
         """Medians over the run's complete slides."""
         rows = [row for row in self.rows.values() if row["status"] == "complete"]
-        values = {
-            name: [row[name] for row in rows if row[name] is not None] for name in _QUALITY
-        }
+        values = {name: [row[name] for row in rows if row[name] is not None] for name in _QUALITY}
         return {name: median(found) if found else None for name, found in values.items()}
 
     @property

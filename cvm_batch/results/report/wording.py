@@ -88,7 +88,8 @@ ADVICE: Mapping[Reason, Advice] = {
     ),
     Reason.UNREADABLE_TILES: Advice(
         "Some cells unreadable",
-        "Some images could not be decoded; all others were classified. Counts are \u201cat least\u201d.",
+        "Some images could not be decoded; all others were classified. Counts are \u201cat "
+        "least\u201d.",
         "Export or copy the slide again and submit it. Until then look at it by eye.",
     ),
     Reason.UNSAFE_ARCHIVE: Advice(

@@ -82,10 +82,8 @@ def write_report(
     folder = ResultsFolder(results)
     seen = find_run(folder, run_id)
     where = RunName.of(seen.run_id).report_folder(pseudonyms=pseudonyms is not None)
-    if out is None:
-        target = _Target(folder, where)
-    else:
-        target = _Target(ResultsFolder(out), PurePosixPath())
+    elsewhere = None if out is None else _Target(ResultsFolder(out), PurePosixPath())
+    target = elsewhere or _Target(folder, where)
     target.prepare()
     with Results(results) as opened:
         data = gather(opened, seen)
@@ -223,7 +221,11 @@ class _Report:
         return f"{self._names.file(slide_id)}.html", self._names.short(slide_id)
 
     def _lists(
-        self, stem: str, title: str, sections: Sequence[Section], data: Mapping[str, Any] | None = None
+        self,
+        stem: str,
+        title: str,
+        sections: Sequence[Section],
+        data: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         pages = pages_of(sections)
         files = [f"{stem}.html" if n == 1 else f"{stem}-{n}.html" for n in range(1, len(pages) + 1)]
