@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -32,8 +31,6 @@ from cvm_batch.results.slides import batch_names
 from cvm_batch.results.stores.arrow import reading_from
 
 _FORMAT = ds.ParquetFileFormat()
-#: Of top cells, each with up to twenty tiles.
-_FILES_AT_ONCE = 64
 _READS = frozenset((duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN))
 #: The slide whose newest row names a cells or tops file.
 _OF_SLIDE = pa.field("of_slide", pa.string())
@@ -152,19 +149,6 @@ class Results:
         table = self._of(slide.slide_id, slide.tops_files, TOPS)
         return table.sort_by([("p_primary", "descending"), ("index", "ascending")])
 
-    def tops_of_each(self, slides: Sequence[NamesFiles]) -> Iterator[pa.Table]:
-        """The same of many slides in turn, whose files are read some at a time."""
-        for some in _shares(slides, _FILES_AT_ONCE):
-            files = list(dict.fromkeys(file for slide in some for file in slide.tops_files))
-            with self._told(some[0].slide_id):
-                table = self._dataset(TOPS, files).to_table()
-            table = table.sort_by([("p_primary", "descending"), ("index", "ascending")])
-            rows: dict[str, list[int]] = defaultdict(list)
-            for at, slide_id in enumerate(table["slide_id"].to_pylist()):
-                rows[slide_id].append(at)
-            for slide in some:
-                yield table.take(pa.array(rows[slide.slide_id], pa.int64()))
-
     def _of(self, slide_id: str, files: Sequence[str], schema: pa.Schema) -> pa.Table:
         with self._told(slide_id):
             dataset = self._dataset(schema, files)
@@ -229,20 +213,6 @@ class Results:
             f"The results in {self._folder} cannot be read: {why}. `cvm-batch verify` says "
             "which files are damaged or missing."
         )
-
-
-def _shares(slides: Sequence[NamesFiles], files: int) -> Iterator[Sequence[NamesFiles]]:
-    """Consecutive slides with about so many files of top cells together."""
-    share: list[NamesFiles] = []
-    count = 0
-    for slide in slides:
-        share.append(slide)
-        count += len(slide.tops_files)
-        if count >= files:
-            yield share
-            share, count = [], 0
-    if share:
-        yield share
 
 
 def _note(unread: list[str], name: str, error: OSError) -> None:

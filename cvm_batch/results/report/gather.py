@@ -40,6 +40,10 @@ class RunData:
     verdict: Verdict
     lacking_before: Sequence[Mapping[str, Any]]
     """Slides whose newest row is of an earlier run, and not complete."""
+    groups: Sequence[str]
+    """The class groups that any slide counts."""
+    usual_quality: Mapping[str, float | None]
+    """Medians over the run's complete slides."""
 
     @property
     def run_id(self) -> str:
@@ -63,13 +67,6 @@ class RunData:
         classes: Sequence[str] = self.bundle["groups"].get(self.bundle["primary_group"], ())
         return classes
 
-    @cached_property
-    def usual_quality(self) -> Mapping[str, float | None]:
-        """Medians over the run's complete slides."""
-        rows = [row for row in self.rows.values() if row["status"] == "complete"]
-        values = {name: [row[name] for row in rows if row[name] is not None] for name in _QUALITY}
-        return {name: median(found) if found else None for name, found in values.items()}
-
     @property
     def in_order(self) -> Sequence[Entry]:
         return self.worklist.entries
@@ -87,18 +84,28 @@ def find_run(results: ResultsFolder, run_id: str = LATEST) -> RunSeen:
 def gather(results: Results, seen: RunSeen) -> RunData:
     """Raises ResultsError where a file is damaged."""
     run_id = seen.run_id
-    rows = results.query("FROM slides_all WHERE run_id = ?", [run_id])
+    table = results.query("FROM slides_all WHERE run_id = ?", [run_id])
+    rows = table.to_pylist(maps_as_pydicts="strict")
     tonight, earlier = read_nights(results, run_id, seen.manifest["bundle"]["digest"])
+    worklist = Worklist.read(results, run_id=run_id)
     return RunData(
         manifest=seen.manifest,
         state=seen.state,
-        worklist=Worklist.read(results, run_id=run_id),
-        rows={row["slide_id"]: row for row in rows.to_pylist(maps_as_pydicts="strict")},
+        worklist=worklist,
+        rows={row["slide_id"]: row for row in rows},
         tonight=tonight,
         earlier=earlier,
         verdict=judge(tonight, earlier),
         lacking_before=results.query(_LACKING_BEFORE, {"run": run_id}).to_pylist(),
+        groups=worklist.groups,
+        usual_quality=_medians(rows),
     )
+
+
+def _medians(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, float | None]:
+    complete = [row for row in rows if row["status"] == "complete"]
+    values = {name: [row[name] for row in complete if row[name] is not None] for name in _QUALITY}
+    return {name: median(found) if found else None for name, found in values.items()}
 
 
 #: As it was when the run ended: a report that is written again later says the same.

@@ -77,7 +77,7 @@ def row_of(entry: Entry, names: Names, groups: Sequence[str]) -> Row:
 
 def worklist_sections(data: RunData, names: Names) -> list[Section]:
     """All lists that have a slide, in the order in which to look at them."""
-    groups = data.worklist.groups
+    groups = data.groups
     return [
         _section(key, *LISTS[key], [row_of(entry, names, groups) for entry in entries])
         for key in LISTS
@@ -87,7 +87,7 @@ def worklist_sections(data: RunData, names: Names) -> list[Section]:
 
 def quality_control_section(data: RunData, names: Names) -> Section:
     negatives = sum(entry.negative for entry in data.worklist.ranked)
-    rows = [row_of(one, names, data.worklist.groups) for one in data.worklist.quality_control]
+    rows = [row_of(one, names, data.groups) for one in data.worklist.quality_control]
     about = (
         f"Drawn by lot from {negatives:,} slides with a score below 0.5, to be looked at "
         "nevertheless. The threshold is a convention, not a validated one."
@@ -98,7 +98,7 @@ def quality_control_section(data: RunData, names: Names) -> Section:
 def failure_sections(data: RunData, names: Names) -> list[Section]:
     """Slides that are not complete by their reasons, then those of earlier runs."""
     lacking = [entry for entry in data.in_order if entry.status is not Status.COMPLETE]
-    groups = data.worklist.groups
+    groups = data.groups
     reasons = Counter(entry.reason for entry in lacking)
     found = []
     for reason, _ in sorted(reasons.items(), key=lambda item: (-item[1], item[0] or "")):

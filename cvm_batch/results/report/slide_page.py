@@ -64,9 +64,10 @@ class SlidePage:
     """For QuPath; None where it is not known where the cells lie."""
 
 
-def slide_page(data: RunData, entry: Entry, tops: pa.Table, names: Names) -> SlidePage:
-    """``tops``: the slide's top cells with their tiles, the most suspicious first."""
-    row = data.rows[entry.slide_id]
+def slide_page(
+    data: RunData, entry: Entry, row: Mapping[str, Any], tops: pa.Table, names: Names
+) -> SlidePage:
+    """``row``: of the slides table. ``tops``: with their tiles, the most suspicious first."""
     best = tops[:TOP_CELLS]
     cells = list(_cells(best, names))
     return SlidePage(
