@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cvm_batch.pseudonyms import Pseudonyms
@@ -35,6 +36,11 @@ class Names:
     def file(self, slide_id: str) -> str:
         """The stem of the slide's files: hexadecimal digits, whatever the slide is called."""
         return self.of(slide_id) if self.pseudonyms else part_prefix(slide_id)
+
+    def file_name(self, slide_id: str) -> str:
+        """For a file that somebody saves: letters, digits and a few signs, ``slide`` at least."""
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", self.of(slide_id)).strip("._-")
+        return plain[-_SHORT:] or "slide"
 
     def told(self, text: str | None) -> str | None:
         """A message that may quote a slide's name, or None where that must not be shown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,12 +57,10 @@ class ClassBar:
 
 @dataclass(frozen=True, kw_only=True)
 class SlidePage:
-    """What slide.html.j2 is filled with, and the GeoJSON beside it."""
+    """What slide.html.j2 is filled with."""
 
     values: Mapping[str, Any]
     cells: Sequence[Cell]
-    geojson: str | None
-    """For QuPath; None where it is not known where the cells lie."""
 
 
 def slide_page(
@@ -75,7 +74,8 @@ def slide_page(
             "entry": entry,
             "row": row,
             "name": names.of(entry.slide_id),
-            "stem": names.file(entry.slide_id),
+            "geojson": _geojson(best, entry, names),
+            "file_name": names.file_name(entry.slide_id),
             "detail": names.told(entry.detail),
             "uri": names.told(row["uri"]),
             "identity": names.told(row["slide_identity"]),
@@ -90,7 +90,6 @@ def slide_page(
             "at_least": entry.status is Status.INCOMPLETE,
         },
         cells=cells,
-        geojson=_geojson(best, entry, names),
     )
 
 
@@ -154,6 +153,10 @@ def _map(cells: Sequence[Cell], others: pa.Table) -> dict[str, Any] | None:
 
 
 def _geojson(tops: pa.Table, entry: Entry, names: Names) -> str | None:
+    """A data URL for QuPath: browsers open a file beside the page instead of saving it.
+
+    None where it is not known where the cells lie.
+    """
     if not any(place is not None for place in tops["x"].to_pylist()):
         return None
     if names.withheld:  # cells' names may be made of the slide's
@@ -161,7 +164,8 @@ def _geojson(tops: pa.Table, entry: Entry, names: Names) -> str | None:
         tops = tops.set_column(tops.column_names.index("cell_id"), "cell_id", nothing)
     # Cells' identifiers are digests of the slide's name, which could be guessed.
     called = names.of(entry.slide_id) if names.withheld else entry.slide_id
-    return "".join(GeoJson(slide_id=called).lines(tops))
+    text = "".join(GeoJson(slide_id=called).lines(tops))
+    return "data:application/geo+json;base64," + base64.b64encode(text.encode()).decode("ascii")
 
 
 def _visible_map(values: Mapping[str, str]) -> dict[str, str]:

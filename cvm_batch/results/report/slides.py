@@ -164,8 +164,6 @@ def _pages(
     if job.on_front_page:
         pictures = list(_small(page.cells, tops["png"][:CELLS_SHOWN].to_pylist()))
         first[job.slide_id] = first_of(job.entry, names, data.groups, pictures)
-    if page.geojson is not None:
-        yield f"{stem}.geojson", page.geojson.encode("utf-8", "backslashreplace")
     yield frame.page(
         f"{stem}.html",
         "slide.html.j2",
@@ -173,7 +171,6 @@ def _pages(
         root="../",
         before=_link(frame, job.before),
         after=_link(frame, job.after),
-        has_geojson=page.geojson is not None,
         **page.values,
     )
 

@@ -20,7 +20,7 @@ _WRITES_AT_ONCE = 16
 #: What an earlier report may have left in the folder; nothing else is ever removed from it.
 _OURS = re.compile(
     r"(?:index|drift|(?:worklist|failures|quality-control)(?:-\d+)?)\.html"
-    r"|slides/(?:slide-)?[0-9a-f]{16}\.(?:html|geojson)"
+    r"|slides/(?:slide-)?[0-9a-f]{16}\.html"
 )
 
 
