@@ -21,6 +21,8 @@ UNUSUAL = 2.0
 OUT_OF_LINE = 3.5
 #: Makes the median absolute deviation a standard deviation.
 _NORMAL = 1.4826
+#: Where all nights had nothing, and a share of nothing is no spread.
+_TINY = 1e-9
 
 
 class Level(StrEnum):
@@ -163,7 +165,7 @@ def _find(
     if values:
         usual = median(values)
         least = measure.least_spread * (abs(usual) if measure.relative else 1)
-        spread = max(_NORMAL * median(abs(x - usual) for x in values), least)
+        spread = max(_NORMAL * median(abs(x - usual) for x in values), least, _TINY)
     if value is not None and usual is not None and spread and len(values) >= LEAST_NIGHTS:
         off = (value - usual) / spread
         # A mix can only be too far from the usual one, never too near.

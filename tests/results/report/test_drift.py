@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cvm_batch.results.report.drift import LEAST_NIGHTS, MOST_NIGHTS, Level, Night, judge
@@ -128,6 +128,7 @@ nights = st.lists(
 
 
 @given(tonight=nights.filter(len), earlier=nights)
+@example(tonight=[night(focus=1.0)], earlier=[night(focus=2.3e-308)])
 def test_any_nights_can_be_judged(tonight: list[Night], earlier: list[Night]) -> None:
     verdict = judge(tonight[0], earlier)
     assert verdict.sentence.endswith(".")
