@@ -48,6 +48,16 @@ class Pseudonyms:
                 ) from error
         return None
 
+    @classmethod
+    def required(cls) -> Pseudonyms:
+        """The same, where nothing can be done without. Raises UsageError."""
+        if (found := cls.from_environment()) is None:
+            raise UsageError(
+                f"Pseudonyms need a key: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file "
+                "with it."
+            )
+        return found
+
     def digest(self, slide_id: str) -> str:
         """HMAC-SHA256 of the slide's name, 64 hexadecimal digits."""
         return hmac.new(self._key, as_bytes(slide_id), hashlib.sha256).hexdigest()

@@ -23,6 +23,7 @@ from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
 from cvm_batch.cli.plan import plan
 from cvm_batch.cli.query import query
+from cvm_batch.cli.report import report
 from cvm_batch.cli.results import results_group
 from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
 from cvm_batch.cli.submit import submit
@@ -48,7 +49,7 @@ def cli() -> None:
 
 _RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
 _SLIDES = (pack, inspect, verify)
-_RESULTS = (worklist, query, results_group)
+_RESULTS = (worklist, query, report, results_group)
 _MODELS = (models, train, evaluate, compare, export)
 for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
     cli.add_command(command)
@@ -64,7 +65,7 @@ class _WithoutPandas(MetaPathFinder):
 
 def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
-    if sys.argv[1:2] in (["query"], ["worklist"], ["results"]):
+    if sys.argv[1:2] in (["query"], ["worklist"], ["report"], ["results"]):
         sys.meta_path.insert(0, _WithoutPandas())
     try:
         code = cli.main(standalone_mode=False)

@@ -15,7 +15,7 @@ from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
 from cvm_batch.cli.query import refuse_within
 from cvm_batch.cli.results_root import results_option
 from cvm_batch.errors import ExitCode, ResultsError, UsageError
-from cvm_batch.pseudonyms import KEY_FILE_VARIABLE, KEY_VARIABLE, Pseudonyms
+from cvm_batch.pseudonyms import Pseudonyms
 
 if TYPE_CHECKING:
     from cvm_batch.results.exporting.source import SlideResult
@@ -135,7 +135,7 @@ def summary(results: Path | str, run_id: str | None, pseudonyms: bool) -> ExitCo
     with Results(results) as opened:
         lacking = made.find_lacking(opened, seen[0].run_id)
     if pseudonyms:
-        print_json(made.summary_without_names(manifest, lacking, _key()))
+        print_json(made.summary_without_names(manifest, lacking, Pseudonyms.required()))
     else:
         print_json(made.plain_summary(manifest, lacking))
     return ExitCode.COMPLETE
@@ -158,7 +158,7 @@ def list_pseudonyms(results: Path | str, file: Path | None) -> ExitCode:
     from cvm_batch.cli.tables import csv_pieces
     from cvm_batch.results.reading import Results
 
-    key = _key()
+    key = Pseudonyms.required()
     with Results(results) as opened:
         names = opened.query("SELECT slide_id FROM slides ORDER BY slide_id")
     pseudonyms = [key.of(name) for name in names["slide_id"].to_pylist()]
@@ -208,15 +208,6 @@ def erase(slide: str, results: Path | str, yes: bool, as_json: bool) -> ExitCode
             soft_wrap=True,
         )
     return ExitCode.COMPLETE
-
-
-def _key() -> Pseudonyms:
-    key = Pseudonyms.from_environment()
-    if key is None:
-        raise UsageError(
-            f"Pseudonyms need a key: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file with it."
-        )
-    return key
 
 
 def _told_if_not_whole(found: SlideResult) -> ExitCode:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from cvm_batch.cli.notifying import notice_options, notices_for
 from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
+from cvm_batch.cli.report import report_at_end
 from cvm_batch.cli.until import Until
 from cvm_batch.results.schemas import Status
 
@@ -95,6 +97,13 @@ def screening_options(command: F) -> F:
             type=Until(),
             help="End by then, exit code 4: 06:00, or 8h, 90m; the rest is for the next submit.",
         ),
+        click.option(
+            "--report/--no-report",
+            "with_report",
+            default=True,
+            show_default=True,
+            help="Write the run's report at its end, for a browser: reports/RUN_ID/index.html.",
+        ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]
     for option in reversed(options):
@@ -109,6 +118,7 @@ def screen(
     out: Path | str,
     notify_webhook: str | None,
     notify_mail: tuple[str, ...],
+    with_report: bool = True,
     **options: Any,
 ) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
@@ -131,16 +141,21 @@ def screen(
         backend=Backend(backend) if backend else None,
         **options,
     )
-    return run_settings(settings, notices)
+    return run_settings(settings, notices, with_report=with_report)
 
 
-def run_settings(settings: Settings, notices: Notices) -> RunSummary:
+def run_settings(settings: Settings, notices: Notices, *, with_report: bool = True) -> RunSummary:
     """The same, of settings that are made already."""
     from cvm_batch.screening.run import run
 
+    at_end = partial(report_at_end, settings.out) if with_report else _nothing
     shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
     with _stop_requested() as stop, shown as report:
-        return run(settings, report=report, should_stop=stop.is_set, notices=notices)
+        return run(settings, report=report, should_stop=stop.is_set, notices=notices, at_end=at_end)
+
+
+def _nothing(run_id: str) -> None:
+    """What is done at the end of a run without a report."""
 
 
 def print_summary(summary: RunSummary, out: Path | str) -> None:

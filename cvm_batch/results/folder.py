@@ -92,6 +92,11 @@ class ResultsFolder:
         with self._committing(name):
             self.store.put(str(name), data)
 
+    def replace_soon(self, name: Name, data: Bytes) -> None:
+        """The same of what can be made again: whole, but a power cut may undo it."""
+        with self._committing(name):
+            self.store.put(str(name), data, lasting=False)
+
     def replace_unflushed(self, name: Name, data: bytes) -> None:
         """Write what is out of date in a moment: whole, but not flushed. Raises OSError."""
         self.store.put(str(name), data, lasting=False)

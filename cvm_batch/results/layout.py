@@ -45,6 +45,10 @@ class RunName:
         """Whoever makes this file wants some slides to go earlier or later."""
         return PurePosixPath("runs", f"{self.run_id}-{number:03d}.priority")
 
+    def report_folder(self, *, pseudonyms: bool = False) -> PurePosixPath:
+        """Where people read of the run; a report with pseudonyms lies beside the other."""
+        return PurePosixPath("reports", f"{self.run_id}-pseudonyms" if pseudonyms else self.run_id)
+
     @property
     def slides_folder(self) -> PurePosixPath:
         return PurePosixPath("slides", f"run_date={self.run_date}")

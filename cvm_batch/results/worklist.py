@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -175,6 +175,11 @@ class Worklist:
             columns[group] = pa.array(counts, pa.int64())
             columns[f"{group}_fraction"] = pa.array(fractions, pa.float64())
         return pa.table(columns)
+
+    def without_entries(self) -> Self:
+        """The same with nothing in its lists."""
+        nothing: dict[str, Any] = dict.fromkeys((one.name for one in fields(self)), ())
+        return replace(self, **nothing | {"measure": self.measure})
 
     @property
     def groups(self) -> list[str]:

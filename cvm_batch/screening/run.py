@@ -59,13 +59,14 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     executor: Executor | None = None,
     notices: Notices | None = None,
+    at_end: Callable[[str], None] = lambda run_id: None,
 ) -> RunSummary:
     """Classify what is not done yet, and commit one row per slide.
 
     ``report`` is called about twice a second. Once ``should_stop`` says so, running
     leases are finished, and the rest is left for the next run. ``notices`` go out at its end,
-    however it ends. Raises UsageError before anything is classified, RunAbortedError where the
-    run could not go on.
+    however it ends, and after them ``at_end`` is called with its run_id. Raises UsageError
+    before anything is classified, RunAbortedError where the run could not go on.
     """
     bundle = find_bundle(settings.model)
     results = ResultsFolder(settings.out)
@@ -73,7 +74,7 @@ def run(
     executor = executor or _executor(settings)
     name = RunName.new(datetime.now(UTC))
     with exclusive(results, name) as hold, closing(executor):
-        made = _Run(settings, bundle, results, hold, name, executor, notices or Notices())
+        made = _Run(settings, bundle, results, hold, name, executor, notices or Notices(), at_end)
         return made.run(report, should_stop)
 
 
@@ -102,6 +103,7 @@ class _Run:
         name: RunName,
         executor: Executor,
         notices: Notices,
+        at_end: Callable[[str], None],
     ) -> None:
         self._clock = Clock()
         self._began = self._clock.now()
@@ -112,6 +114,7 @@ class _Run:
         self._name = name
         self._executor = executor
         self._notices = notices
+        self._at_end = at_end
         self._audit: Mapping[str, Any] | None = None
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
@@ -188,6 +191,7 @@ class _Run:
         finally:
             live.remove()
         self._notify(manifest)
+        self._at_end(self._name.run_id)
         return summary
 
     def _begin(self) -> None:
@@ -231,6 +235,7 @@ class _Run:
                 self._write(manifest)
             if not stopped:  # whoever stops it at once sits before it
                 self._notify(manifest)
+                self._at_end(self._name.run_id)
 
     def _notify(self, manifest: RunManifest) -> None:
         """Tell of the run's end, and in the manifest what became of that."""

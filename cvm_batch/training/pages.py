@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill ``template``, a file of this folder, with ``values`` and write it to ``path``."""
-    import jinja2  # of the extra `train`
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

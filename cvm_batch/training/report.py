@@ -31,7 +31,7 @@ from cvm_batch.training.pages import write_page
 from cvm_batch.training.paper import paper_figures
 from cvm_batch.training.plots import calibration, confusion, curves, feature_cloud, plotly_script
 
-_NEEDED = ("plotly", "sklearn", "jinja2")
+_NEEDED = ("plotly", "sklearn")
 _MOST_POINTS = 600
 _MOST_MISTAKES = 40
 _MOST_MAPS = 6

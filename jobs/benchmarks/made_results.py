@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.reporting import made_tiles
 from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY_GROUP
@@ -19,6 +17,7 @@ from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName, part_name
 from cvm_batch.results.manifest import RunManifest, RunState, write_manifest
+from cvm_batch.results.png import png
 from cvm_batch.results.schemas import TOPS, Adequacy, Status, cells_schema
 from cvm_batch.results.slides import SlideRow, commit_slides
 
@@ -54,7 +53,7 @@ def make_results(
     """
     folder = ResultsFolder(root)
     folder.prepare()
-    pngs = [_png(tile) for tile in made_tiles(_TILES, tiles_from)]
+    pngs = [png(tile) for tile in made_tiles(_TILES, tiles_from)]
     night = _Night(folder, RunName.new(BEGAN), pngs, np.random.default_rng(seed))
     sizes = night.rng.multinomial(cells, np.full(slides, 1 / slides))
     rows = [_slide(night, number, int(size)) for number, size in enumerate(sizes)]
@@ -166,12 +165,6 @@ def _write(path: Path, table: pa.Table) -> None:
     """As a replica does, but without a flush to disk for each of thousands of files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(parquet_bytes(table))
-
-
-def _png(tile: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(tile).save(file, "PNG")
-    return file.getvalue()
 
 
 def _manifest(night: _Night, rows: list[SlideRow], cells: int) -> RunManifest:

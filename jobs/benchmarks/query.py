@@ -46,6 +46,7 @@ def query(
         figures: dict[str, Any] = {"slides": slides, "cells": cells, "seconds to make them": made}
         for label, ask in _questions(folder).items():
             figures[f"{label}, s"] = median(_seconds(ask) for _ in range(rounds))
+        figures |= _report_sizes(folder)
     report(figures, as_json)
 
 
@@ -57,9 +58,22 @@ def _questions(folder: Path) -> dict[str, Callable[[], object]]:
         "command --version": partial(_run, "--version"),
         "command query worklist": partial(_run, "query", "worklist", *there),
         "command worklist": partial(_run, "worklist", *there),
+        "command report": partial(_run, "report", *there),
         **{f"open, query {name}": partial(_ask, folder, text) for name, text in sql.items()},
         "open, query cells by class": partial(_ask, folder, _CELLS_BY_CLASS),
         "open, Worklist.read": partial(_worklist, folder),
+    }
+
+
+def _report_sizes(folder: Path) -> dict[str, float]:
+    """Of the report that was written last."""
+    (report,) = (folder / "reports").iterdir()
+    files = [path for path in report.rglob("*") if path.is_file()]
+    return {
+        "front page of the report, bytes": (report / "index.html").stat().st_size,
+        "largest page of the report, bytes": max(path.stat().st_size for path in files),
+        "report, files": len(files),
+        "report, MB": sum(path.stat().st_size for path in files) / 1e6,
     }
 
 

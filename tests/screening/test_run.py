@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+from cvm_batch.cli.report import report_at_end
 from cvm_batch.errors import CommitError, ExitCode, ResultsInUseError, UsageError
 from cvm_batch.model.bundle import Bundle, write_bundle
 from cvm_batch.model.precision import Precision
@@ -357,10 +358,12 @@ def test_a_commit_that_fails_aborts_the_run_and_says_so(settings: Settings) -> N
         (settings.out / "cells").write_text("not a folder")
 
     with pytest.raises(CommitError, match="could not be committed"):
-        run(settings, report=put_a_file_in_the_way)
+        run(settings, report=put_a_file_in_the_way, at_end=partial(report_at_end, settings.out))
     (path,) = (settings.out / "runs").glob("*.json")
     manifest = json.loads(path.read_text())
     assert (manifest["state"], manifest["exit_code"]) == ("aborted", 1)
+    page = settings.out / "reports" / manifest["run_id"] / "index.html"
+    assert "<h1>Aborted</h1>" in page.read_text()
     (settings.out / "cells").unlink()
     assert run(settings).exit_code is ExitCode.COMPLETE
 
