@@ -1,7 +1,7 @@
 """Every command, thin: parse, call, print, exit code.
 
-Modules that load PyTorch or Ray are imported inside the commands, so that ``--help``
-answers at once.
+Each command is imported when it is asked for, and modules that load PyTorch or Ray when it
+runs, so that ``--help`` and questions to the results are answered at once.
 """
 
 from __future__ import annotations
@@ -13,27 +13,39 @@ from importlib.abc import MetaPathFinder
 import click
 
 import cvm_batch
-from cvm_batch.cli.compare import compare
 from cvm_batch.cli.console import printable
-from cvm_batch.cli.demo import demo
-from cvm_batch.cli.evaluate import evaluate
-from cvm_batch.cli.export import export
-from cvm_batch.cli.inspect import inspect
-from cvm_batch.cli.models import models
-from cvm_batch.cli.pack import pack
-from cvm_batch.cli.plan import plan
-from cvm_batch.cli.query import query
-from cvm_batch.cli.report import report
-from cvm_batch.cli.results import results_group
-from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
-from cvm_batch.cli.submit import submit
-from cvm_batch.cli.train import train
-from cvm_batch.cli.verify import verify
-from cvm_batch.cli.worklist import worklist
+from cvm_batch.cli.loading import LazyGroup
 from cvm_batch.errors import CvmBatchError, ExitCode
 
+_COMMANDS = {
+    "compare": "compare:compare",
+    "demo": "demo:demo",
+    "evaluate": "evaluate:evaluate",
+    "export": "export:export",
+    "inspect": "inspect:inspect",
+    "list": "runs:list_runs",
+    "models": "models:models",
+    "pack": "pack:pack",
+    "plan": "plan:plan",
+    "prioritise": "runs:prioritise",
+    "query": "query:query",
+    "report": "report:report",
+    "results": "results:results_group",
+    "retry": "runs:retry",
+    "status": "runs:status",
+    "stop": "runs:stop",
+    "submit": "submit:submit",
+    "train": "train:train",
+    "verify": "verify:verify",
+    "worklist": "worklist:worklist",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    cls=LazyGroup,
+    lazy={name: f"cvm_batch.cli.{where}" for name, where in _COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(cvm_batch.__version__, prog_name="cvm-batch")
 def cli() -> None:
     """Screen archives of Pap-smear cells overnight with CVM-Cervix on Ray.
@@ -45,14 +57,6 @@ def cli() -> None:
     or a results folder in use; 3 finished, but some slides are not complete; 4 stopped
     before the end, the rest is left for the next run.
     """
-
-
-_RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
-_SLIDES = (pack, inspect, verify)
-_RESULTS = (worklist, query, report, results_group)
-_MODELS = (models, train, evaluate, compare, export)
-for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
-    cli.add_command(command)
 
 
 class _WithoutPandas(MetaPathFinder):

@@ -33,7 +33,10 @@ _ROWS_AT_ONCE = 10_000
 def as_text(table: pa.Table) -> str:
     """Aligned columns for people; long values are cut, and null is a dash."""
     aligned = [
-        _aligned([printable(field.name), *map(_shown, values)], right=_is_number(field.type))
+        _aligned(
+            [printable(field.name), *map(_shown_as(field.type), values)],
+            right=_is_number(field.type),
+        )
         for field, values in zip(table.schema, _columns(table), strict=True)
     ]
     return "".join(f"{'  '.join(line).rstrip()}\n" for line in zip(*aligned, strict=True))
@@ -135,6 +138,19 @@ def _safe(value: Any) -> Any:
     return printable(f"'{value}" if value.startswith(_FORMULA) else value)
 
 
+def _shown_as(kind: pa.DataType) -> Callable[[Any], str]:
+    """Nearly all columns are text, counts or figures, for which little has to be asked."""
+    if pa.types.is_integer(kind):
+        return lambda value: _NOTHING if value is None else str(value)
+    if pa.types.is_floating(kind):
+        return lambda value: (
+            f"{value:.4g}" if value is not None and math.isfinite(value) else _NOTHING
+        )
+    if pa.types.is_string(kind):
+        return lambda value: _NOTHING if value is None else _cut(printable(value))
+    return _shown
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
@@ -151,7 +167,10 @@ def _shown(value: Any) -> str:
         value = ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
     elif isinstance(value, list):
         value = ", ".join(map(_shown, value))
-    text = printable(str(value))
+    return _cut(printable(str(value)))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_WIDTH else f"{text[: _MAX_WIDTH - 1]}…"
 
 

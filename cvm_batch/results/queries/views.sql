@@ -39,9 +39,9 @@ CREATE MACRO worklist(
     seed := 0
 ) AS TABLE
 WITH chosen AS (
-    SELECT * FROM slides WHERE run IS NULL
-    UNION ALL
-    SELECT * FROM slides_all WHERE run_id = run
+    FROM slides_all  -- read once: with the view `slides` beside it, it would be read twice
+    WHERE run IS NULL OR run_id = run
+    QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY finished_at DESC, run_id DESC) = 1
 ),
 measured AS (
     SELECT

@@ -10,7 +10,6 @@ import pyarrow.fs as pafs
 from cvm_batch.errors import UsageError
 from cvm_batch.remote.addresses import WEB, checked_address, is_remote, scheme_of
 from cvm_batch.results.stores.disk import DiskStore
-from cvm_batch.results.stores.object_store import ObjectStore
 
 Bytes = bytes | memoryview
 
@@ -75,4 +74,9 @@ def results_root(given: Path | str) -> Path | str:
 
 def store_at(root: Path | str) -> Store:
     """The store at a root that `results_root` has checked."""
-    return ObjectStore(root) if isinstance(root, str) else DiskStore(root)
+    if isinstance(root, Path):
+        return DiskStore(root)
+    # fsspec and asyncio take a tenth of a second to load, which no folder needs.
+    from cvm_batch.results.stores.object_store import ObjectStore
+
+    return ObjectStore(root)
