@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 import sys
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 
 import click
 
 import cvm_batch
 from cvm_batch.cli.compare import compare
+from cvm_batch.cli.config import CONFIG_VARIABLE, Config, config_group
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.demo import demo
 from cvm_batch.cli.evaluate import evaluate
 from cvm_batch.cli.export import export
 from cvm_batch.cli.inspect import inspect
+from cvm_batch.cli.job import job
 from cvm_batch.cli.models import models
 from cvm_batch.cli.pack import pack
 from cvm_batch.cli.plan import plan
 from cvm_batch.cli.query import query
 from cvm_batch.cli.results import results_group
-from cvm_batch.cli.runs import list_runs, prioritise, retry, status, stop
+from cvm_batch.cli.runs import list_runs, logs, prioritise, retry, status, stop
 from cvm_batch.cli.submit import submit
 from cvm_batch.cli.train import train
 from cvm_batch.cli.verify import verify
@@ -34,7 +37,15 @@ from cvm_batch.errors import CvmBatchError, ExitCode
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(cvm_batch.__version__, prog_name="cvm-batch")
-def cli() -> None:
+@click.option(
+    "--config",
+    "named",
+    envvar=CONFIG_VARIABLE,
+    type=click.Path(path_type=Path),
+    help="A TOML file of options: see `config show`.",
+)
+@click.pass_context
+def cli(context: click.Context, named: Path | None) -> None:
     """Screen archives of Pap-smear cells overnight with CVM-Cervix on Ray.
 
     Not a medical device: every result needs a qualified person's review.
@@ -44,13 +55,16 @@ def cli() -> None:
     or a results folder in use; 3 finished, but some slides are not complete; 4 stopped
     before the end, the rest is left for the next run.
     """
+    context.obj = Config.read(cli, named)
+    context.default_map = context.obj.options
 
 
-_RUNS = (demo, plan, submit, status, list_runs, prioritise, stop, retry)
+_RUNS = (demo, plan, submit, status, list_runs, logs, prioritise, stop, retry, job)
 _SLIDES = (pack, inspect, verify)
 _RESULTS = (worklist, query, results_group)
 _MODELS = (models, train, evaluate, compare, export)
-for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS):
+_SETUP = (config_group,)
+for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS, *_SETUP):
     cli.add_command(command)
 
 

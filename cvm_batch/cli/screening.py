@@ -75,33 +75,31 @@ def screening_options(command: F) -> F:
 
 def screen(
     *,
-    inputs: tuple[str, ...],
-    model: str,
-    out: Path | str,
     notify_webhook: str | None,
     notify_mail: tuple[str, ...],
     **options: Any,
 ) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
+    notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
+    return run_settings(settings_of(**options), notices)
+
+
+def settings_of(**options: Any) -> Settings:
+    """What `screening_options` say, but for notices. Raises UsageError."""
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
     from cvm_batch.screening.settings import ExecutorKind, Settings
 
-    notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
     precision, backend = options.pop("precision"), options.pop("backend")
     arrays = ArrayNames(**options.pop("arrays"))
-    settings = Settings(
-        inputs=inputs,
-        model=model,
-        out=out,
+    return Settings(
         executor=ExecutorKind(options.pop("executor")),
         arrays=arrays,
         precision=Precision(precision) if precision else None,
         backend=Backend(backend) if backend else None,
         **options,
     )
-    return run_settings(settings, notices)
 
 
 def run_settings(settings: Settings, notices: Notices) -> RunSummary:

@@ -1,0 +1,171 @@
+"""What commands share that hand work to a Ray cluster by its Jobs API, or ask for it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cvm_batch.cli.console import STDERR, STDOUT, printable
+from cvm_batch.cluster.doors import check_dashboard, check_driver_address, is_jobs_address
+from cvm_batch.cluster.ending import Ending, ending_of
+from cvm_batch.cluster.following import follow
+from cvm_batch.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from cvm_batch.cluster.jobs import JobsClient
+    from cvm_batch.cluster.submission import Placement
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def connecting_options(command: F) -> F:
+    """Of every command that takes ``--address``, and may find a Jobs API behind it."""
+    options = [
+        click.option(
+            "--ca-file",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="With https://: certificates to trust in place of the system's.",
+        ),
+        click.option(
+            "--allow-open-cluster",
+            is_flag=True,
+            help="Use a cluster without token authentication, or with a dashboard open to all.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def handing_over_options(command: F) -> F:
+    """Of commands that submit; `Handing.of` takes them."""
+    options = [
+        click.option(
+            "--follow/--detach",
+            default=True,
+            help="With --address http(s)://: stay until the end (the default), or come back once "
+            "it is handed over.",
+        ),
+        click.option(
+            "--ship-code",
+            is_flag=True,
+            help="Take this installation's cvm-batch along, where the nodes have another version.",
+        ),
+        click.option(
+            "--remote-python",
+            default="python",
+            show_default=True,
+            metavar="PATH",
+            help="The nodes' Python in which cvm-batch is installed.",
+        ),
+        click.option(
+            "--driver-memory",
+            type=click.FloatRange(min=0),
+            default=1.0,
+            show_default=True,
+            metavar="GIB",
+            help="Memory kept for the driver; with 0 it runs on the head node.",
+        ),
+        click.option(
+            "--driver-resource",
+            metavar="NAME",
+            help="The driver goes to a node with this resource (ray start --resources).",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return connecting_options(command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handing:
+    """How work is handed over: the values of `handing_over_options`."""
+
+    follow: bool
+    ship_code: bool
+    remote_python: str
+    driver_memory: float
+    driver_resource: str | None
+    ca_file: Path | None
+    allow_open_cluster: bool
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Handing:
+        """Take them out of a command's options."""
+        return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__})
+
+    def placement(self, runtime_env: Mapping[str, Any]) -> Placement:
+        from cvm_batch.cluster.submission import Placement
+
+        return Placement(
+            python=self.remote_python,
+            memory_bytes=int(self.driver_memory * 2**30),
+            resources={self.driver_resource: 1.0} if self.driver_resource else {},
+            runtime_env=runtime_env,
+        )
+
+
+def connect(address: str, *, ca_file: Path | None, allow_open_cluster: bool) -> JobsClient:
+    """The cluster's Jobs API, once its door was found shut. Raises ClusterError."""
+    if not is_jobs_address(address):
+        raise UsageError(
+            f"--address {address} is not the Jobs API's: give http://HOST:8265 or https://."
+        )
+    if not allow_open_cluster:
+        check_dashboard(address, ca_file=ca_file)
+    from cvm_batch.cluster.ray_jobs import RayJobs
+
+    return RayJobs(address, ca_file=ca_file)
+
+
+def check_direct(address: str | None, handing: Handing) -> None:
+    """Before a driver of this machine connects to a cluster. Raises OpenClusterError."""
+    if address is not None and not handing.allow_open_cluster:
+        check_driver_address(address)
+
+
+def follow_to_end(
+    client: JobsClient, submission_id: str, say: Callable[[str], None] | None = None
+) -> Ending:
+    """Show a job's log until it ends. Ctrl-C ends the following, not the job."""
+    try:
+        job, log = follow(client, submission_id, say=say or say_line)
+    except KeyboardInterrupt:
+        STDERR.print(
+            f"No longer followed; {submission_id} goes on. `cvm-batch logs --follow` takes it up "
+            "again, `cvm-batch stop` ends it, both with --address."
+        )
+        return Ending(exit_code=ExitCode.STOPPED)
+    return ending_of(job, log)
+
+
+def say_line(line: str) -> None:
+    STDOUT.print(printable(line), soft_wrap=True)
+
+
+def tell_end(ending: Ending, submission_id: str) -> int:
+    """The exit code; an error that the job's log has not told is told."""
+    if ending.error and ending.summary is None:
+        STDERR.print(f"{submission_id}: {printable(ending.error)}", soft_wrap=True)
+    return ending.exit_code
+
+
+def everywhere(path: str | Path) -> str:
+    """A path as the nodes are to find it: absolute; addresses on object storage as they are."""
+    from cvm_batch.remote.addresses import is_remote
+
+    text = str(path)
+    return text if is_remote(text) else str(Path(text).absolute())
+
+
+@contextmanager
+def runtime_env(handing: Handing, bundle: Path | None) -> Iterator[dict[str, Any]]:
+    from cvm_batch.cluster.shipping import shipped
+
+    with shipped(bundle=bundle, code=handing.ship_code) as environment:
+        yield environment
