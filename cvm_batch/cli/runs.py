@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 results_argument = click.argument("results", type=ResultsRoot())
 #: A results folder, or with --address a submission ID, by default the newest.
-run_argument = click.argument("run", metavar="RESULTS | [SUBMISSION]", required=False)
+run_argument = click.argument("target", metavar="RESULTS | [SUBMISSION]", required=False)
 address_option = click.option(
     "--address", help="Of a Ray cluster's Jobs API: a run that was handed to it."
 )
@@ -45,7 +45,7 @@ _STOP_EVERY_SECONDS = 0.5
 @connecting_options
 @json_option
 def status(
-    run: str | None, run_id: str | None, address: str | None, as_json: bool, **connecting: Any
+    target: str | None, run_id: str | None, address: str | None, as_json: bool, **connecting: Any
 ) -> ExitCode:
     """Say where the newest run in the folder RESULTS stands, or how it ended.
 
@@ -53,9 +53,9 @@ def status(
     cluster is asked for the job SUBMISSION.
     """
     if address is not None:
-        remote_runs.tell_status(connect(address, **connecting), run, as_json=as_json)
+        remote_runs.tell_status(connect(address, **connecting), target, as_json=as_json)
         return ExitCode.COMPLETE
-    seen = _find(_root(run), run_id)
+    seen = _find(_root(target), run_id)
     if as_json:
         print_json({"state": seen.state, "live": seen.live, "run": seen.manifest})
     else:
@@ -65,16 +65,16 @@ def status(
 
 
 @click.command("list")
-@click.argument("run", metavar="RESULTS", required=False)
+@click.argument("target", metavar="RESULTS", required=False)
 @address_option
 @connecting_options
 @json_option
-def list_runs(run: str | None, address: str | None, as_json: bool, **connecting: Any) -> ExitCode:
+def list_runs(target: str | None, address: str | None, as_json: bool, **connecting: Any) -> ExitCode:
     """List the runs in the folder RESULTS, or at --address of a cluster, the newest first."""
     if address is not None:
         remote_runs.tell_list(connect(address, **connecting), as_json=as_json)
         return ExitCode.COMPLETE
-    runs = runs_seen(ResultsFolder(_root(run)))
+    runs = runs_seen(ResultsFolder(_root(target)))
     if as_json:
         print_json([{"state": seen.state, "run": seen.manifest} for seen in runs])
         return ExitCode.COMPLETE
@@ -100,14 +100,14 @@ def list_runs(run: str | None, address: str | None, as_json: bool, **connecting:
 @address_option
 @click.option("--follow", is_flag=True, help="Stay until the end; the run's exit code.")
 @connecting_options
-def logs(run: str | None, address: str | None, follow: bool, **connecting: Any) -> int:
+def logs(target: str | None, address: str | None, follow: bool, **connecting: Any) -> int:
     """Print what the job SUBMISSION at --address has said, by default the newest."""
     if address is None:
         raise click.UsageError(
             "Give --address, of the cluster that has the run: a run of this machine prints its "
             "log where it was started."
         )
-    return remote_runs.tell_logs(connect(address, **connecting), run, follow=follow)
+    return remote_runs.tell_logs(connect(address, **connecting), target, follow=follow)
 
 
 @click.command()
@@ -117,16 +117,16 @@ def logs(run: str | None, address: str | None, follow: bool, **connecting: Any) 
 @click.option("--now", is_flag=True, help="With --address: do not wait for what runs.")
 @connecting_options
 def stop(
-    run: str | None, wait: bool, address: str | None, now: bool, **connecting: Any
+    target: str | None, wait: bool, address: str | None, now: bool, **connecting: Any
 ) -> ExitCode:
     """Let the run in the folder RESULTS, or the job SUBMISSION, finish what it has begun, and end.
 
     What is left is for the next submit; the run's exit code is 4.
     """
     if address is not None:
-        remote_runs.stop(connect(address, **connecting), run, wait=wait, now=now)
+        remote_runs.stop(connect(address, **connecting), target, wait=wait, now=now)
         return ExitCode.COMPLETE
-    folder = ResultsFolder(_root(run))
+    folder = ResultsFolder(_root(target))
     run_id = ask_to_stop(folder)
     STDOUT.print(f"{run_id} was asked to stop.")
     while wait and is_running(folder, run_id):
@@ -178,11 +178,11 @@ def retry(results: Path | str, until: float | None, as_json: bool, **notify: Any
     return summary.exit_code
 
 
-def _root(run: str | None) -> Path | str:
+def _root(target: str | None) -> Path | str:
     """A results folder that was named. Raises UsageError."""
-    if run is None:
+    if target is None:
         raise click.UsageError("Name a results folder, or a cluster with --address.")
-    return results_root(run)
+    return results_root(target)
 
 
 def _again(results: Path | str, until: float | None) -> Settings:
