@@ -52,12 +52,14 @@ from nodes import check_nodes
 )
 @click.option("--notify-mail", multiple=True)
 @click.option("--client-version", help="Of the cvm-batch that submitted.")
+@click.option("--log-json", is_flag=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(
     as_json: str | None,
     config: Path | None,
     notify_mail: tuple[str, ...],
     client_version: str | None,
+    log_json: bool,
     arguments: tuple[str, ...],
 ) -> int:
     """Screen, and say on the last line how it ended."""
@@ -70,8 +72,9 @@ def main(
         else:
             mails = [word for mail in notify_mail for word in ("--notify-mail", mail)]
             defaults = Config.read(cli, config).options.get("submit", {})
-            settings, notices = settings_of_arguments([*mails, *arguments], defaults)
-        ending = _screen(settings, notices)
+            settings, notices, in_file = settings_of_arguments([*mails, *arguments], defaults)
+            log_json = log_json or in_file
+        ending = _screen(settings, notices, log_json)
     except (CvmBatchError, click.ClickException) as error:
         told = error.format_message() if isinstance(error, click.ClickException) else str(error)
         code = ExitCode.USAGE if isinstance(error, click.ClickException) else error.exit_code
@@ -82,7 +85,7 @@ def main(
     return ending.process_code
 
 
-def _screen(settings: Settings, notices: Notices) -> Ending:
+def _screen(settings: Settings, notices: Notices, log_json: bool) -> Ending:
     # Ray names the cluster in the environment of a job. Here, not in the executor, since the
     # nodes are asked before anything else.
     ray.init(address="auto", log_to_driver=False, logging_level="error")
@@ -91,7 +94,7 @@ def _screen(settings: Settings, notices: Notices) -> Ending:
     results.prepare()
     probe = RunName.new(datetime.now(UTC)).run_id
     check_nodes(Needs.of(settings.inputs, bundle.path, bundle.digest, results, probe))
-    summary = run_settings(settings, notices)
+    summary = run_settings(settings, notices, log_json=log_json)
     print_summary(summary, settings.out)
     return Ending(exit_code=summary.exit_code, summary=summary.to_json())
 

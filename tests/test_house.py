@@ -38,7 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("screening", "training", "cluster", "cli"),
     },
 }
-IMPORTS_RAY = {"cvm_batch/screening/ray_executor.py", "cvm_batch/cluster/ray_jobs.py"}
+IMPORTS_RAY = {
+    "cvm_batch/screening/ray_executor.py",
+    "cvm_batch/screening/ray_meter.py",
+    "cvm_batch/cluster/ray_jobs.py",
+}
 #: A script sees what lies beside it under its bare name.
 NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}
 LIGHT_PACKAGES = ("errors", "remote", "archives", "results", "notices")

@@ -69,7 +69,9 @@ def status(
 @address_option
 @connecting_options
 @json_option
-def list_runs(target: str | None, address: str | None, as_json: bool, **connecting: Any) -> ExitCode:
+def list_runs(
+    target: str | None, address: str | None, as_json: bool, **connecting: Any
+) -> ExitCode:
     """List the runs in the folder RESULTS, or at --address of a cluster, the newest first."""
     if address is not None:
         remote_runs.tell_list(connect(address, **connecting), as_json=as_json)

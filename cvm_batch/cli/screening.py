@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,16 +23,20 @@ from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
 from cvm_batch.cli.until import Until
+from cvm_batch.logs import log_event
+from cvm_batch.logs import log_json as log_json_to
+from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
     from cvm_batch.notices.sending import Notices
     from cvm_batch.screening.settings import Settings
-    from cvm_batch.screening.summary import NotComplete, RunSummary
+    from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FAILURES_SHOWN = 20
+_LOG_EVERY_SECONDS = 60.0
 
 
 def screening_options(command: F) -> F:
@@ -66,6 +73,9 @@ def screening_options(command: F) -> F:
             type=Until(),
             help="End by then, exit code 4: 06:00, or 8h, 90m; the rest is for the next submit.",
         ),
+        click.option(
+            "--log-json", is_flag=True, help="Log events as JSON lines, in place of progress."
+        ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]
     for option in reversed(options):
@@ -77,11 +87,12 @@ def screen(
     *,
     notify_webhook: str | None,
     notify_mail: tuple[str, ...],
+    log_json: bool,
     **options: Any,
 ) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
     notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
-    return run_settings(settings_of(**options), notices)
+    return run_settings(settings_of(**options), notices, log_json=log_json)
 
 
 def settings_of(**options: Any) -> Settings:
@@ -102,11 +113,11 @@ def settings_of(**options: Any) -> Settings:
     )
 
 
-def run_settings(settings: Settings, notices: Notices) -> RunSummary:
+def run_settings(settings: Settings, notices: Notices, *, log_json: bool = False) -> RunSummary:
     """The same, of settings that are made already."""
     from cvm_batch.screening.run import run
 
-    shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
+    shown = _logged() if log_json else progress_on(STDERR, describe_run, STARTING_REPLICAS)
     with _stop_requested() as stop, shown as report:
         return run(settings, report=report, should_stop=stop.is_set, notices=notices)
 
@@ -176,6 +187,22 @@ def _print_failures(title: str, slides: Sequence[NotComplete]) -> None:
             STDOUT.print(f"  {slide_id}: {status}, {reason}: {detail}", soft_wrap=True)
     if more > 0:
         STDOUT.print(f"  and {more} more")
+
+
+@contextmanager
+def _logged() -> Iterator[Callable[[Progress], None]]:
+    """Events on stderr; where a run stands is an event each minute."""
+    last = time.monotonic()
+    logger = logging.getLogger(__name__)
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LOG_EVERY_SECONDS:
+            last = time.monotonic()
+            log_event(logger, "progress", **asdict(progress))
+
+    with log_json_to(sys.stderr, Pseudonyms.from_environment()):
+        yield report
 
 
 @contextmanager

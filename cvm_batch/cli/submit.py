@@ -78,8 +78,9 @@ def submit(slides: tuple[str, ...], as_json: bool, ship_bundle: bool, **options:
 
 def settings_of_arguments(
     arguments: Sequence[str], defaults: Mapping[str, Any]
-) -> tuple[Settings, Notices]:
-    """What a command line of `submit` asks for, for a process that is on a cluster already.
+) -> tuple[Settings, Notices, bool]:
+    """What a command line of `submit` asks for, for a process that is on a cluster already,
+    and whether it wants its log as JSON.
 
     ``defaults``: options from files. Raises click.ClickException and UsageError.
     """
@@ -89,14 +90,16 @@ def settings_of_arguments(
     for client_only in ("as_json", "ship_bundle"):
         del options[client_only]
     mail, webhook = options.pop("notify_mail"), options.pop("notify_webhook")
+    log_json = options.pop("log_json")
     settings = settings_of(inputs=options.pop("slides"), **(options | {"address": None}))
-    return settings, notices_for(notify_webhook=webhook, notify_mail=mail)
+    return settings, notices_for(notify_webhook=webhook, notify_mail=mail), log_json
 
 
 def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: Any) -> int:
     from cvm_batch.cluster.submission import submit_job
 
     mails, webhook = options.pop("notify_mail"), options.pop("notify_webhook")
+    log_json = options.pop("log_json")
     if webhook:
         raise UsageError(
             "A webhook's address may be a secret and would stand in the cluster's dashboard: set "
@@ -112,6 +115,7 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
     arguments = ["--settings", json.dumps(configuration, default=str)]
     arguments += ["--client-version", _version()]
     arguments += [word for mail in mails for word in ("--notify-mail", mail)]
+    arguments += ["--log-json"] * log_json
     with runtime_env(handing, bundle.path if bundle else None) as environment:
         submission_id = submit_job(
             client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CommitError, CvmBatchError, ExitCode, RunAbortedError
 from cvm_batch.isolation import Done, run_isolated
+from cvm_batch.logs import log_event
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
@@ -36,12 +38,14 @@ from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor, Hardware
+from cvm_batch.screening.metrics import Meter, Metered, NoMeter
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 from cvm_batch.screening.work import ReplicaSpec
 
+_LOG = logging.getLogger(__name__)
 #: Loading PyTorch from a cold disk may take long, but not for ever.
 _COUNTING_SECONDS = 600.0
 
@@ -64,21 +68,23 @@ def run(
     bundle = find_bundle(settings.model)
     results = ResultsFolder(settings.out)
     results.prepare()
-    executor = executor or _executor(settings)
+    executor, meter = (executor, NoMeter()) if executor else _executor(settings)
+    metered = Metered(executor, meter)
     name = RunName.new(datetime.now(UTC))
-    with exclusive(results, name) as hold, closing(executor):
-        made = _Run(settings, bundle, results, hold, name, executor, notices or Notices())
+    with exclusive(results, name) as hold, closing(metered):
+        made = _Run(settings, bundle, results, hold, name, metered, notices or Notices())
         return made.run(report, should_stop)
 
 
-def _executor(settings: Settings) -> Executor:
+def _executor(settings: Settings) -> tuple[Executor, Meter]:
     if settings.executor is ExecutorKind.LOCAL:
         from cvm_batch.screening.local_executor import LocalExecutor
 
-        return LocalExecutor()
+        return LocalExecutor(), NoMeter()
     from cvm_batch.screening.ray_executor import RayExecutor
+    from cvm_batch.screening.ray_meter import RayMeter
 
-    return RayExecutor(address=settings.address, replicas=settings.replicas)
+    return RayExecutor(address=settings.address, replicas=settings.replicas), RayMeter()
 
 
 class _Run:
@@ -89,7 +95,7 @@ class _Run:
         results: ResultsFolder,
         hold: Hold,
         name: RunName,
-        executor: Executor,
+        executor: Metered,
         notices: Notices,
     ) -> None:
         self._clock = Clock()
@@ -149,6 +155,7 @@ class _Run:
 
         def tell(progress: Progress) -> None:
             report(progress)
+            self._executor.told(progress, self._driver.commits.by_status)
             now = self._clock.now()
             since = self._driver.serving_since
             live.tell(now, {**asdict(progress), "serving_since": since})
@@ -176,6 +183,7 @@ class _Run:
             raise
         finally:
             live.remove()
+        self._log("run ended", manifest)
         self._notify(manifest)
         return summary
 
@@ -184,6 +192,7 @@ class _Run:
         manifest = self._manifest(RunState.RUNNING)
         self._audit = record_start(self._results, manifest).reference()
         self._write(replace(manifest, audit=self._audit))
+        self._log("run started", manifest)
 
     def _drive(
         self,
@@ -218,6 +227,7 @@ class _Run:
                 manifest = self._recorded(manifest)
             with suppress(Exception):
                 self._write(manifest)
+            self._log("run ended", manifest)
             if not stopped:  # whoever stops it at once sits before it
                 self._notify(manifest)
 
@@ -263,6 +273,19 @@ class _Run:
 
     def _settled(self) -> Counter[Status]:
         return Counter(slide.found.status for slide in self._driver.plan.settled)
+
+    def _log(self, message: str, manifest: RunManifest) -> None:
+        log_event(
+            _LOG,
+            message,
+            run_id=manifest.run_id,
+            state=manifest.state,
+            exit_code=manifest.exit_code,
+            error=manifest.error,
+            bundle_digest=self._bundle.digest,
+            slides=manifest.slides,
+            cells=manifest.cells,
+        )
 
     def _recorded(self, manifest: RunManifest) -> RunManifest:
         """The run's last manifest, once the audit log tells of it. Raises RunAbortedError."""
