@@ -141,18 +141,14 @@ def follow_to_end(
             "again, `cvm-batch stop` ends it, both with --address."
         )
         return Ending(exit_code=ExitCode.STOPPED)
-    return ending_of(job, log)
+    ending = ending_of(job, log)
+    if ending.error and ending.error not in log:  # the job could not say it itself
+        STDERR.print(printable(ending.error), soft_wrap=True)
+    return ending
 
 
 def say_line(line: str) -> None:
     STDOUT.print(printable(line), soft_wrap=True)
-
-
-def tell_end(ending: Ending, submission_id: str) -> int:
-    """The exit code; an error that the job's log has not told is told."""
-    if ending.error and ending.summary is None:
-        STDERR.print(f"{submission_id}: {printable(ending.error)}", soft_wrap=True)
-    return ending.exit_code
 
 
 def everywhere(path: str | Path) -> str:

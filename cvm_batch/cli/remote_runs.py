@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cvm_batch.cli.cluster import follow_to_end, say_line, tell_end
+from cvm_batch.cli.cluster import follow_to_end, say_line
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cluster.ending import ending_of, is_ending
 from cvm_batch.cluster.submission import ours, stop_request
@@ -52,7 +52,7 @@ def tell_list(client: JobsClient, *, as_json: bool) -> None:
 def tell_logs(client: JobsClient, submission_id: str | None, *, follow: bool) -> int:
     job = _find(client, submission_id)
     if follow:
-        return tell_end(follow_to_end(client, job.submission_id), job.submission_id)
+        return follow_to_end(client, job.submission_id).exit_code
     for line in client.logs(job.submission_id).splitlines():
         if not is_ending(line):
             say_line(line)

@@ -19,7 +19,6 @@ from cvm_batch.cli.cluster import (
     follow_to_end,
     handing_over_options,
     runtime_env,
-    tell_end,
 )
 from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
 from cvm_batch.cli.notifying import notices_for
@@ -137,7 +136,7 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
     ending = follow_to_end(client, submission_id, say)
     if as_json and ending.summary is not None:
         print_json(ending.summary)
-    return tell_end(ending, submission_id)
+    return ending.exit_code
 
 
 def _for_nodes(settings: Settings, ship_bundle: bool) -> tuple[Settings, Bundle | None]:

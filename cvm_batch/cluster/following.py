@@ -13,6 +13,8 @@ _EVERY_SECONDS = 2.0
 #: The whole log comes each time: of a long one less often.
 _CHARACTERS_PER_SECOND = 200_000
 _MOST_SECONDS = 30.0
+#: Ray's own, before a job says anything; the command is long, and nobody typed it.
+_OF_RAY = ("Running entrypoint for job", "job_manager.py")
 
 
 def follow(
@@ -56,6 +58,6 @@ def _tell(log: str, told: int, whole: bool, say: Callable[[str], None]) -> int:
     """Say what is new in the log, in whole lines; return how many characters were told."""
     end = len(log) if whole else log.rfind("\n") + 1
     for line in log[told:end].splitlines():
-        if not is_ending(line):
+        if not is_ending(line) and not any(noise in line for noise in _OF_RAY):
             say(line)
     return max(told, end)

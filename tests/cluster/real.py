@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,11 +110,9 @@ class TokenCluster:
             raise
         return cluster
 
-    def add_node(
-        self, name: str, *, cpus: int = 1, resources: Mapping[str, float] | None = None
-    ) -> None:
-        options = [f"--resources={json.dumps(dict(resources))}"] if resources else []
-        self._start_node(name, cpus, f"--address=127.0.0.1:{self.port}", *options)
+    def add_node(self, name: str, *, cpus: int = 1, hidden: Sequence[Path] = ()) -> None:
+        """``hidden``: folders that the node sees empty, as where a disk is not mounted."""
+        self._start_node(name, cpus, f"--address=127.0.0.1:{self.port}", hidden=hidden)
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -144,13 +144,18 @@ class TokenCluster:
             check=False,
         )
 
-    def _start_node(self, name: str, cpus: int, *options: str) -> None:
+    def _start_node(self, name: str, cpus: int, *options: str, hidden: Sequence[Path] = ()) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command = [*ray, f"--num-cpus={cpus}", f"--object-store-memory={_STORE_BYTES}"]
         command += [f"--node-name={name}", "--disable-usage-stats"]
+        command += options
+        if hidden:
+            mounts = "; ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hidden)
+            script = f"set -e; {mounts}; exec {shlex.join(command)}"
+            command = ["unshare", "--mount", "sh", "-c", script]
         with (self.home / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*command, *options],
+                command,
                 env=self.node_environment,
                 cwd=self.home,
                 stdout=log,
@@ -169,22 +174,17 @@ class TokenCluster:
 
     def _alive(self) -> list[str]:
         """Names of the nodes that the cluster's own API calls alive."""
-        import urllib.request
-
         request = urllib.request.Request(
             f"{self.address}/api/v0/nodes",
             headers={"Authorization": f"Bearer {self.token_file.read_text()}"},
         )
-        with (
-            suppress(OSError, ValueError, KeyError),
-            urllib.request.urlopen(request, timeout=10) as got,
-        ):
-            listed = json.load(got)["data"]["result"]["result"]
+        with suppress(OSError, ValueError, KeyError):
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                listed = json.load(answer)["data"]["result"]["result"]
             return [node["node_name"] for node in listed if node["state"] == "ALIVE"]
         return []
 
-    def _wait(self, true: object, what: str) -> None:
-        assert callable(true)
+    def _wait(self, true: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _UP_SECONDS
         while not true():
             for node in self.nodes:
