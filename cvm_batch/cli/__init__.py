@@ -18,6 +18,7 @@ from cvm_batch.cli.compare import compare
 from cvm_batch.cli.config import CONFIG_VARIABLE, Config, config_group
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.demo import demo
+from cvm_batch.cli.doctor import doctor
 from cvm_batch.cli.evaluate import evaluate
 from cvm_batch.cli.export import export
 from cvm_batch.cli.inspect import inspect
@@ -63,7 +64,7 @@ _RUNS = (demo, plan, submit, status, list_runs, logs, prioritise, stop, retry, j
 _SLIDES = (pack, inspect, verify)
 _RESULTS = (worklist, query, results_group)
 _MODELS = (models, train, evaluate, compare, export)
-_SETUP = (config_group,)
+_SETUP = (config_group, doctor)
 for command in (*_RUNS, *_SLIDES, *_RESULTS, *_MODELS, *_SETUP):
     cli.add_command(command)
 
