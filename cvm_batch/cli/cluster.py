@@ -119,8 +119,9 @@ def connect(address: str, *, ca_file: Path | None, allow_open_cluster: bool) -> 
     if not allow_open_cluster:
         check_dashboard(address, ca_file=ca_file)
     from cvm_batch.cluster.ray_jobs import RayJobs
+    from cvm_batch.cluster.token import read_token
 
-    return RayJobs(address, ca_file=ca_file)
+    return RayJobs(address, token=read_token(), ca_file=ca_file)
 
 
 def check_direct(address: str | None, handing: Handing) -> None:

@@ -13,7 +13,6 @@ from cvm_batch.errors import ClusterError, ClusterUnreachableError, SubmissionTa
 
 # Ray reads its settings on import.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import requests
 from ray.exceptions import AuthenticationError
@@ -28,15 +27,21 @@ _REFUSED = (
 
 
 class RayJobs:
-    """A `JobsClient`. The token comes from where Ray looks for it: RAY_AUTH_TOKEN,
-    RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
+    """A `JobsClient`."""
 
-    def __init__(self, address: str, *, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, address: str, *, token: str | None = None, ca_file: Path | None = None
+    ) -> None:
         """``address``: http:// or https://, of the dashboard. ``ca_file``: certificates to trust
         in place of the system's. Raises ClusterError."""
         self._address = address
         verify = str(ca_file) if ca_file else True
-        self._client = self._ask(lambda: JobSubmissionClient(address, verify=verify))
+        # Handed over, since Ray itself looks for a token only where RAY_AUTH_MODE was set before
+        # it was imported.
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = self._ask(
+            lambda: JobSubmissionClient(address, verify=verify, headers=headers)
+        )
 
     def submit(self, request: JobRequest) -> None:
         try:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +35,12 @@ pytestmark = pytest.mark.timeout(600)
 AS_LOCAL = ("--precision", "fp32", "--backend", "torch-eager")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[TokenCluster]:
-    made = TokenCluster.start(2)
-    yield made
-    made.stop()
-
-
 class TestRayJobs(JobsContract):
     @pytest.fixture
-    def client(
-        self, cluster: TokenCluster, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[JobsClient]:
-        from ray._raylet import AuthenticationTokenLoader
-
+    def client(self, cluster: TokenCluster) -> JobsClient:
         from cvm_batch.cluster.ray_jobs import RayJobs
 
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.token_file))
-        AuthenticationTokenLoader.instance().reset_cache()
-        yield RayJobs(cluster.address)
-        AuthenticationTokenLoader.instance().reset_cache()
+        return RayJobs(cluster.address, token=cluster.token_file.read_text())
 
 
 def write_slides(folder: Path, count: int = 3, cells: int = 40) -> Path:
