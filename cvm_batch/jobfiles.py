@@ -1,9 +1,12 @@
-"""Where the jobs' scripts lie: docs/decisions/0002."""
+"""Where the jobs' scripts lie (docs/decisions/0002), and the bundle that came along with one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+#: A bundle that was shipped: relative, since each process of the job starts in its own node's
+#: copy of what was, which need not have the same path on all of them.
+SHIPPED_BUNDLE = "shipped-bundle"
 _PACKAGE = Path(__file__).parent
 
 

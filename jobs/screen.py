@@ -38,6 +38,7 @@ from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
+from cvm_batch.screening.run import bundle_everywhere
 from cvm_batch.screening.settings import Settings
 from nodes import check_nodes
 
@@ -92,8 +93,9 @@ def _screen(settings: Settings, notices: Notices, log_json: bool) -> Ending:
     settings = replace(settings, address="auto")
     bundle, results = find_bundle(settings.model), ResultsFolder(settings.out)
     results.prepare()
+    where = bundle_everywhere(settings.model, bundle)
     probe = RunName.new(datetime.now(UTC)).run_id
-    check_nodes(Needs.of(settings.inputs, bundle.path, bundle.digest, results, probe))
+    check_nodes(Needs.of(settings.inputs, where, bundle.digest, results, probe))
     summary = run_settings(settings, notices, log_json=log_json)
     print_summary(summary, settings.out)
     return Ending(exit_code=summary.exit_code, summary=summary.to_json())

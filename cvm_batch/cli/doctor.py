@@ -142,7 +142,9 @@ def _disk(out: Path | str | None) -> Iterator[Finding]:
     if out is None:
         return
     if isinstance(out, Path):
-        yield _size(f"disk at {out}", free_disk(out), _LEAST_DISK, "A million cells take some 65 MB")
+        yield _size(
+            f"disk at {out}", free_disk(out), _LEAST_DISK, "A million cells take some 65 MB"
+        )
     try:
         ResultsFolder(out).prepare()
     except CvmBatchError as error:

@@ -141,7 +141,7 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
 
 def _for_nodes(settings: Settings, ship_bundle: bool) -> tuple[Settings, Bundle | None]:
     """The settings as a node reads them, and the bundle where it is to be shipped."""
-    from cvm_batch.cluster.shipping import SHIPPED_BUNDLE
+    from cvm_batch.jobfiles import SHIPPED_BUNDLE
     from cvm_batch.model.registry import find_bundle
 
     model, bundle = settings.model, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,4 +118,5 @@ def _root(error: BaseException) -> str:
 
 def _last_line(text: str) -> str:
     """Ray's server answers with a traceback, whose last line says what was wrong."""
-    return text.rstrip().rstrip(".").splitlines()[-1].strip()
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return lines[-1] if lines else "nothing"

@@ -10,12 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cvm_batch.errors import ClusterError
-from cvm_batch.jobfiles import jobs_folder
+from cvm_batch.jobfiles import SHIPPED_BUNDLE, jobs_folder
 
 #: Ray takes no more than 500 MiB in one package.
 _MOST_BYTES = 500 * 2**20
-#: A job starts in the folder that was shipped, so this path holds on every node.
-SHIPPED_BUNDLE = "shipped-bundle"
 _NEVER = shutil.ignore_patterns("__pycache__", ".*")
 
 

@@ -12,12 +12,14 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import starmap
+from pathlib import Path
 from typing import Any
 
 from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CommitError, CvmBatchError, ExitCode, RunAbortedError
 from cvm_batch.isolation import Done, run_isolated
+from cvm_batch.jobfiles import SHIPPED_BUNDLE
 from cvm_batch.logs import log_event
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
@@ -124,7 +126,7 @@ class _Run:
         work = _work(plan, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
-            bundle=bundle.path,
+            bundle=bundle_everywhere(settings.model, bundle),
             bundle_digest=bundle.digest,
             precision=self._precision,
             backend=self._backend,
@@ -342,6 +344,11 @@ class _Run:
             error=printable(error) if error else None,
             audit=self._audit,
         )
+
+
+def bundle_everywhere(model: str, bundle: Bundle) -> Path:
+    """A bundle's folder, as replicas find it on their nodes."""
+    return Path(SHIPPED_BUNDLE) if model == SHIPPED_BUNDLE else bundle.path
 
 
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:

@@ -48,7 +48,7 @@ class TokenCluster:
     """Started by `start`; every node is a process group of its own."""
 
     folder: Path
-    """Of Ray's sessions: short, since the names of its sockets are limited."""
+    """Of the nodes' sessions: short, since the names of their sockets are limited."""
     home: Path
     dashboard: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
@@ -58,6 +58,10 @@ class TokenCluster:
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.dashboard}"
+
+    def folder_of(self, node: str) -> Path:
+        """Ray's, of one node."""
+        return self.folder / f"{node[0]}{node[-1]}"
 
     @property
     def token_file(self) -> Path:
@@ -99,7 +103,6 @@ class TokenCluster:
                 f"--port={cluster.port}",
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={cluster.dashboard}",
-                f"--temp-dir={cluster.folder}",
                 f"--metrics-export-port={cluster.metrics}",
             )
             cluster._wait_for_head()
@@ -148,6 +151,8 @@ class TokenCluster:
     def _start_node(self, name: str, cpus: int, *options: str, hidden: Sequence[Path] = ()) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command = [*ray, f"--num-cpus={cpus}", f"--object-store-memory={_STORE_BYTES}"]
+        # Each its own, as on machines of their own: what one has unpacked, another may not see.
+        command += [f"--temp-dir={self.folder_of(name)}"]
         command += [f"--node-name={name}", "--disable-usage-stats"]
         command += options
         if hidden:

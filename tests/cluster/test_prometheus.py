@@ -34,7 +34,7 @@ pytestmark = [
 @pytest.fixture
 def prometheus(cluster: TokenCluster, tmp_path: Path) -> Iterator[str]:
     """Its address. Scrapes what the cluster itself says that there is to scrape."""
-    discovery = cluster.folder / "prom_metrics_service_discovery.json"
+    discovery = cluster.folder_of("head") / "prom_metrics_service_discovery.json"
     config = tmp_path / "prometheus.yml"
     config.write_text(
         "global: {scrape_interval: 1s}\n"

@@ -132,7 +132,7 @@ class Outside:
 def test_kill_a_worker_stop_and_resubmit(
     cluster: TokenCluster, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    slides, results = write_slides(tmp_path / "slides", 60, 60), tmp_path / "results"
+    slides, results = write_slides(tmp_path / "slides", 300, 60), tmp_path / "results"
     undisturbed = locally(slides, tiny_bundle, tmp_path / "local")
     night = (slides, "--model", tiny_bundle.path, "--out", results, "--batch-size", 1)
 
@@ -144,7 +144,7 @@ def test_kill_a_worker_stop_and_resubmit(
     assert code in (1, 4), output  # 1 where the driver died with the node
     assert code == 1 or stopped.returncode == 0, stopped.stderr
     done = {row["slide_id"] for row in rows_of(results)}
-    assert 0 < len(done) < 60, "some were done, and some were left"
+    assert 0 < len(done) < 300, "some were done, and some were left"
 
     cluster.add_node("worker-1")
     cluster.wait_for_nodes(3)
@@ -257,7 +257,7 @@ def test_the_code_is_shipped(cluster: TokenCluster, tiny_bundle: Bundle, tmp_pat
 
 @pytest.mark.campaign
 def test_stopped_at_once_by_ray(cluster: TokenCluster, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    slides, results = write_slides(tmp_path / "slides", 40, 60), tmp_path / "results"
+    slides, results = write_slides(tmp_path / "slides", 200, 60), tmp_path / "results"
     night = Outside(
         cluster, slides, "--model", tiny_bundle.path, "--out", results, "--batch-size", 1
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cvm_batch.cluster import shipping
-from cvm_batch.cluster.shipping import SHIPPED_BUNDLE, shipped
+from cvm_batch.cluster.shipping import shipped
 from cvm_batch.errors import ClusterError
+from cvm_batch.jobfiles import SHIPPED_BUNDLE
 from cvm_batch.model.bundle import Bundle, load_bundle
 
 
