@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cvm_batch.cli.console import STDERR, STDOUT, printable
 from cvm_batch.cluster.doors import check_dashboard, check_driver_address, is_jobs_address
@@ -125,8 +127,11 @@ def connect(address: str, *, ca_file: Path | None, allow_open_cluster: bool) -> 
 
 
 def check_direct(address: str | None, handing: Handing) -> None:
-    """Before a driver of this machine connects to a cluster. Raises OpenClusterError."""
-    if address is not None and not handing.allow_open_cluster:
+    """Before a driver of this machine connects to a cluster. Raises OpenClusterError.
+
+    A driver that a cluster itself started (``auto``) is inside already.
+    """
+    if address not in (None, "auto") and not handing.allow_open_cluster:
         check_driver_address(address)
 
 
@@ -166,3 +171,54 @@ def runtime_env(handing: Handing, bundle: Path | None) -> Iterator[dict[str, Any
 
     with shipped(bundle=bundle, code=handing.ship_code) as environment:
         yield environment
+
+
+def hand_over_command(
+    context: click.Context, address: str, handing: Handing, *, see: Sequence[Path], write: Path
+) -> int:
+    """Let a cluster run this very command with what it was given; its exit code.
+
+    ``see``: what every node must see, ``write``: the folder in which it must see what others write.
+    """
+    from cvm_batch.cluster.submission import submit_job
+
+    command = context.command.name or ""
+    words = [command, *_words_of(context)]
+    client = connect(
+        address, ca_file=handing.ca_file, allow_open_cluster=handing.allow_open_cluster
+    )
+    arguments = [word for path in see for word in ("--see", everywhere(path))]
+    arguments += ["--write", everywhere(write), "--", *words]
+    with runtime_env(handing, None) as environment:
+        submission_id = submit_job(
+            client,
+            "command",
+            arguments,
+            {"words": words},
+            placement=handing.placement(environment),
+            now=datetime.now().astimezone(),
+            label=command,
+        )
+    STDERR.print(f"Submitted to {address} as {submission_id}", soft_wrap=True)
+    if not handing.follow:
+        STDOUT.print(submission_id)
+        return ExitCode.COMPLETE
+    return follow_to_end(client, submission_id).exit_code
+
+
+def _words_of(context: click.Context) -> list[str]:
+    """The command line that says what the context holds, but for how it is handed over."""
+    words: list[str] = []
+    ours = {"address", *Handing.__dataclass_fields__}
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        source = context.get_parameter_source(option.name or "")
+        if option.name in ours or source is ParameterSource.DEFAULT:
+            continue
+        name = max(option.opts, key=len)
+        if isinstance(option, click.Option) and option.is_flag:
+            words += [name] * bool(value)
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [name, everywhere(one) if isinstance(one, Path) else str(one)]
+    return words

@@ -45,11 +45,12 @@ def submit_job(
     placement: Placement,
     now: datetime,
     metadata: Mapping[str, str] | None = None,
+    label: str | None = None,
 ) -> str:
     """Hand over the job ``name`` of jobs/; return its submission ID.
 
-    The ID says the date, the configuration's fingerprint, and which attempt it is. Raises
-    ClusterError, also where the same configuration runs already.
+    The ID says ``label`` (the name, unless given), the date, the configuration's fingerprint, and
+    which attempt it is. Raises ClusterError, also where the same configuration runs already.
     """
     command = [placement.python, "-m", "cvm_batch", "job", name, *arguments]
     entrypoint = shlex.join(command)
@@ -58,7 +59,8 @@ def submit_job(
             f"{len(entrypoint):,} characters of arguments are too long for a command. Name "
             "folders, or a manifest table that lists the slides."
         )
-    of = fingerprint({"job": name, **configuration})
+    label = label or name
+    of = fingerprint({"job": label, **configuration})
     earlier = [found for job in client.jobs() if (found := _parsed(job)) and found[1] == of]
     running = [job for job, _, _, _ in earlier if not job.state.ended]
     if running:
@@ -69,12 +71,12 @@ def submit_job(
     date = f"{now:%Y%m%d}"
     attempt = 1 + max((number for _, _, day, number in earlier if day == date), default=0)
     for number in range(attempt, attempt + _ATTEMPTS):  # another may submit at this moment, too
-        submission_id = f"cvm-batch-{name}-{date}-{of}-{number}"
+        submission_id = f"cvm-batch-{label}-{date}-{of}-{number}"
         request = JobRequest(
             submission_id=submission_id,
             entrypoint=entrypoint,
             runtime_env=placement.runtime_env,
-            metadata={"cvm_batch_job": name, "python": placement.python, **(metadata or {})},
+            metadata={"cvm_batch_job": label, "python": placement.python, **(metadata or {})},
             memory_bytes=placement.memory_bytes,
             resources=placement.resources,
         )

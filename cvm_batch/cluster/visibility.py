@@ -32,12 +32,17 @@ class Needs:
 
     @classmethod
     def of(
-        cls, inputs: Sequence[str], bundle: Path, digest: str, results: ResultsFolder, probe: str
+        cls,
+        inputs: Sequence[str],
+        bundle: Path | None,
+        digest: str | None,
+        results: ResultsFolder,
+        probe: str,
     ) -> Needs:
         """As the driver sees them now. Raises NoSlidesError, of which the driver tells itself."""
         return cls(
             paths=tuple(path for uri in inputs for path in (uri, *_something_in(uri))),
-            bundle=str(bundle),
+            bundle=str(bundle) if bundle is not None else None,
             bundle_digest=digest,
             results=str(results.everywhere),
             probe=probe,
