@@ -15,7 +15,6 @@ from cvm_batch.errors import ClusterError, ClusterUnreachableError, SubmissionTa
 # Ray reads its settings on import.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -82,7 +81,7 @@ class RayJobs:
         except AuthenticationError as error:
             why = str(error).partition("\n")[0].partition(". Ensure")[0]
             raise ClusterError(_REFUSED.format(address=self._address, why=why)) from error
-        except (requests.RequestException, ConnectionError) as error:
+        except OSError as error:  # as those of requests are, too
             raise ClusterUnreachableError(
                 f"No answer from the cluster at {self._address}: {_root(error)}. Check the "
                 "address, and that the way there (a tunnel, a proxy) is open."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -78,7 +79,6 @@ def test_kubernetes_takes_it(document: dict[str, Any]) -> None:
         schema["properties"]["metadata"] = {"type": "object"}
         jsonschema.Draft202012Validator(schema).validate(document)
         return
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 

@@ -76,11 +76,11 @@ def test_a_night_from_outside_equals_a_local_one(
     assert_tidy(results)
 
     listed = json.loads(cluster.run("list", "--address", cluster.address, "--json").stdout)
-    assert [(job["state"], job["metadata"]["out"]) for job in listed] == [
-        ("succeeded", str(results))
-    ]
-    told = json.loads(cluster.run("status", "--address", cluster.address, "--json").stdout)
-    assert (told["submission_id"], told["exit_code"]) == (listed[0]["submission_id"], 0)
+    (job,) = [one for one in listed if one["metadata"]["out"] == str(results)]
+    assert job["state"] == "succeeded"
+    name = job["submission_id"]
+    told = json.loads(cluster.run("status", name, "--address", cluster.address, "--json").stdout)
+    assert (told["submission_id"], told["exit_code"]) == (name, 0)
 
 
 def test_a_stranger_is_told_what_is_missing(cluster: TokenCluster, tmp_path: Path) -> None:
