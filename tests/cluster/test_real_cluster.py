@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cvm_batch.cluster.jobs import JobsClient
+from cvm_batch.cluster.ending import ending_of
+from cvm_batch.cluster.jobs import JobsClient, JobState
 from cvm_batch.errors import ClusterError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from tests.archives import making
-from tests.cluster.contract import JobsContract
-from tests.cluster.real import TokenCluster
+from tests.cluster.contract import JobsContract, named, wait_for
+from tests.cluster.real import ROOT, TokenCluster
 from tests.faults.comparing import Found, assert_equal, assert_tidy, read_night, rows_of
 from tests.faults.kill_night import slide_of
 from tests.screening.test_run import flip_byte_in_member
@@ -271,3 +273,31 @@ def test_a_job_that_is_not_there(cluster: TokenCluster) -> None:
     ended = cluster.run("status", "cvm-batch-no", "--address", cluster.address)
     assert ended.returncode == ClusterError.exit_code
     assert "cvm-batch-no" in ended.stderr
+
+
+@pytest.mark.campaign
+def test_the_command_of_kubernetes_nights(
+    cluster: TokenCluster, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """What rayjob.yaml runs, with a configuration file of its kind; a damaged slide is in order."""
+    from cvm_batch.cluster.ray_jobs import RayJobs
+
+    slides, results = write_slides(tmp_path / "slides", 2), tmp_path / "results"
+    flip_byte_in_member(slides / "01.zip")
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[submit]\nslides = ["{slides}"]\nmodel = "{tiny_bundle.path}"\nout = "{results}"\n'
+        "log-json = true\n"
+    )
+    job = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_text())["spec"]
+    entrypoint = job["entrypoint"].replace("/etc/cvm-batch/config.toml", str(config))
+    client = RayJobs(cluster.address, token=cluster.token_file.read_text())
+    request = named(entrypoint)
+    client.submit(request)
+    ended = wait_for(client, request, lambda job: job.state.ended, seconds=200)
+    log = client.logs(request.submission_id)
+    assert ended.state is JobState.SUCCEEDED, log
+    assert ending_of(ended, log).exit_code == 3
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    told = {event["slide_id"]: event["status"] for event in events if "slide_id" in event}
+    assert told == {"00.zip": "complete", "01.zip": "failed"}
