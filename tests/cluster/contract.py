@@ -52,8 +52,10 @@ def named(entrypoint: str, **more: object) -> JobRequest:
     return JobRequest(submission_id=name, entrypoint=entrypoint, **more)  # type: ignore[arg-type]
 
 
-def wait_for(client: JobsClient, request: JobRequest, true: Callable[[JobSeen], bool]) -> JobSeen:
-    deadline = time.monotonic() + 60
+def wait_for(
+    client: JobsClient, request: JobRequest, true: Callable[[JobSeen], bool], *, seconds: float = 60
+) -> JobSeen:
+    deadline = time.monotonic() + seconds
     while not true(job := client.seen(request.submission_id)):
         assert time.monotonic() < deadline, job
         time.sleep(0.2)
