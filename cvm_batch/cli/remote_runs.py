@@ -11,6 +11,7 @@ from rich.table import Table
 from cvm_batch.cli.cluster import follow_to_end, say_line
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cluster.ending import ending_of, is_ending
+from cvm_batch.cluster.jobs import JobState
 from cvm_batch.cluster.submission import ours, stop_request
 from cvm_batch.errors import ClusterError, ExitCode
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cvm_batch.cluster.jobs import JobsClient, JobSeen
 
 _STOP_EVERY_SECONDS = 1.0
+_MARKER_SECONDS = 120.0
 
 
 def tell_status(client: JobsClient, submission_id: str | None, *, as_json: bool) -> None:
@@ -61,17 +63,28 @@ def tell_logs(client: JobsClient, submission_id: str | None, *, follow: bool) ->
 
 def stop(client: JobsClient, submission_id: str | None, *, wait: bool, now: bool) -> None:
     """In order through the marker in the results folder, which a small job on the cluster
-    leaves; ``now``, or where there is no such folder, by Ray, which kills after some seconds."""
+    leaves; ``now``, or where that cannot be, by Ray, which kills after some seconds."""
     job = _find(client, submission_id)
     if job.state.ended:
         raise ClusterError(f"{job.submission_id} has ended already: {_state(job)}.")
-    if now or "out" not in job.metadata:
+    if now or "out" not in job.metadata or not _left_a_marker(client, job):
         client.stop(job.submission_id)
-    else:
-        client.submit(stop_request(job))
     STDOUT.print(f"{job.submission_id} was asked to stop.")
     while wait and not client.seen(job.submission_id).state.ended:
         time.sleep(_STOP_EVERY_SECONDS)
+
+
+def _left_a_marker(client: JobsClient, job: JobSeen) -> bool:
+    """False where the run has not begun yet, or the nodes lack cvm-batch."""
+    request = stop_request(job)
+    client.submit(request)
+    deadline = time.monotonic() + _MARKER_SECONDS
+    while time.monotonic() < deadline:
+        asking = client.seen(request.submission_id)
+        if asking.state.ended:
+            return asking.state is JobState.SUCCEEDED
+        time.sleep(_STOP_EVERY_SECONDS)
+    return False
 
 
 def _find(client: JobsClient, submission_id: str | None) -> JobSeen:

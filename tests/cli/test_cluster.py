@@ -25,9 +25,13 @@ class Cluster(FakeJobs):
     """Whatever is submitted ends at once, as a test wants it to."""
 
     ends: Ending | None = None
+    marks = JobState.SUCCEEDED
+    """How jobs end that ask others to stop."""
 
     def submit(self, request: JobRequest) -> None:
         super().submit(request)
+        if "cvm_batch_stops" in request.metadata:
+            self.becomes(request.submission_id, self.marks)
         if self.ends is not None:
             state = JobState.FAILED if self.ends.process_code else JobState.SUCCEEDED
             self.writes(request.submission_id, f"0/3 slides\n{self.ends.line()}\n")
@@ -136,7 +140,8 @@ def test_stop_goes_by_the_results_folder_or_by_ray(there: Cluster, tmp_path: Pat
     marker = [one for one in there.requests.values() if one.submission_id != name]
     assert shlex.split(marker[0].entrypoint)[-2:] == ["stop", str(tmp_path)]
     assert there.seen(name).state is JobState.PENDING, "it ends by itself"
-    run("stop", name, "--address", URL, "--now", "--wait")
+    there.marks = JobState.FAILED
+    run("stop", name, "--address", URL, "--wait")
     assert there.seen(name).state is JobState.STOPPED
     with pytest.raises(CvmBatchError, match="has ended already"):
         run("stop", name, "--address", URL)
