@@ -134,9 +134,15 @@ def show(
         return ExitCode.COMPLETE
     table = Table("option", "value", "from", box=None, pad_edge=False)
     for name, value, origin in rows:
-        table.add_row(name, "" if value is None else str(value), origin)
+        table.add_row(name, _told(value), origin)
     STDOUT.print(table)
     return ExitCode.COMPLETE
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value in (None, {}) else str(value)
 
 
 def _shown_name(parameter: click.Parameter) -> str:
