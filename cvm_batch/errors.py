@@ -14,7 +14,11 @@ message, so that an error survives pickling on its way from a replica to the dri
     │   │   ├── BundleDigestError
     │   │   ├── SentinelError
     │   │   └── AgreementError
-    │   └── DataSetError        training data that cannot be used
+    │   ├── DataSetError        training data that cannot be used
+    │   └── ClusterError        a Ray cluster that cannot be used
+    │       ├── OpenClusterError
+    │       ├── ClusterUnreachableError
+    │       └── SubmissionTakenError
     ├── RunAbortedError         the run could not go on: exit code 1
     │   ├── CommitError         a result could not be written
     │   └── TakenOverError      another run has taken the results folder over
@@ -114,6 +118,22 @@ class AgreementError(BundleError):
 
 class DataSetError(UsageError):
     """Training or evaluation data that cannot be used."""
+
+
+class ClusterError(UsageError):
+    """A Ray cluster that cannot be used, or does not see what a run needs."""
+
+
+class OpenClusterError(ClusterError):
+    """Others than its users could run code on the cluster, or read the token."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """No answer from the cluster, which may come later."""
+
+
+class SubmissionTakenError(ClusterError):
+    """The cluster has a job of that submission ID already."""
 
 
 class RunAbortedError(CvmBatchError):

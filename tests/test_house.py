@@ -26,14 +26,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"remote"},
     "notices": set(),
     "screening": {"model", "archives", "results", "notices"},
+    "cluster": {"remote", "archives", "results"},
     "training": {"model", "archives", "results"},
-    "cli": {"remote", "model", "archives", "results", "notices", "screening", "training"},
-    "jobs": {"model", "archives", "results", "screening", "training"},
+    "cli": {
+        *("remote", "model", "archives", "results", "notices"),
+        *("screening", "training", "cluster"),
+    },
+    # Entry points, as commands are: what a cluster is told to run is read by the same parser.
+    "jobs": {
+        *("model", "archives", "results", "notices"),
+        *("screening", "training", "cluster", "cli"),
+    },
 }
 IMPORTS_RAY = {
     "cvm_batch/screening/cluster_decoding.py",
     "cvm_batch/screening/ray_cluster.py",
     "cvm_batch/screening/ray_executor.py",
+    "cvm_batch/screening/ray_meter.py",
+    "cvm_batch/cluster/ray_jobs.py",
 }
 #: A script sees what lies beside it under its bare name.
 NEIGHBOURS_OF_JOBS = {path.stem for path in (ROOT / "jobs").iterdir()}

@@ -9,21 +9,27 @@ from __future__ import annotations
 import os
 import sys
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 
 import click
 
 import cvm_batch
+from cvm_batch.cli.config import CONFIG_VARIABLE, Config
 from cvm_batch.cli.console import printable
 from cvm_batch.cli.loading import LazyGroup
 from cvm_batch.errors import CvmBatchError, ExitCode
 
 _COMMANDS = {
     "compare": "compare:compare",
+    "config": "config:config_group",
     "demo": "demo:demo",
+    "doctor": "doctor:doctor",
     "evaluate": "evaluate:evaluate",
     "export": "export:export",
     "inspect": "inspect:inspect",
+    "job": "job:job",
     "list": "runs:list_runs",
+    "logs": "runs:logs",
     "models": "models:models",
     "pack": "pack:pack",
     "plan": "plan:plan",
@@ -47,7 +53,15 @@ _COMMANDS = {
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(cvm_batch.__version__, prog_name="cvm-batch")
-def cli() -> None:
+@click.option(
+    "--config",
+    "named",
+    envvar=CONFIG_VARIABLE,
+    type=click.Path(path_type=Path),
+    help="A TOML file of options: see `config show`.",
+)
+@click.pass_context
+def cli(context: click.Context, named: Path | None) -> None:
     """Screen archives of Pap-smear cells overnight with CVM-Cervix on Ray.
 
     Not a medical device: every result needs a qualified person's review.
@@ -57,6 +71,8 @@ def cli() -> None:
     or a results folder in use; 3 finished, but some slides are not complete; 4 stopped
     before the end, the rest is left for the next run.
     """
+    context.obj = Config.read(cli, named)
+    context.default_map = context.obj.options
 
 
 class _WithoutPandas(MetaPathFinder):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from cvm_batch.cli.cluster import Handing, check_direct, hand_over_command, handing_over_options
+from cvm_batch.cluster.doors import is_jobs_address
 
 
 @click.command()
@@ -29,9 +33,16 @@ import click
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--at-once", type=click.IntRange(min=1), help="Trials at once on a Ray cluster.")
 @click.option("--gpus", is_flag=True, help="With --at-once: a GPU for each trial.")
-@click.option("--address", help="With --at-once: of the Ray cluster.")
+@click.option(
+    "--address",
+    help="With --at-once: of the Ray cluster; http(s)://HOST:PORT hands all of it over.",
+)
+@handing_over_options
 @click.option("--list", "list_models", is_flag=True, help="List the models' names.")
+@click.pass_context
 def compare(
+    context: click.Context,
+    /,
     data: tuple[Path, ...],
     models: str,
     recipe_name: str | None,
@@ -43,7 +54,8 @@ def compare(
     gpus: bool,
     address: str | None,
     list_models: bool,
-) -> None:
+    **options: Any,
+) -> int | None:
     """Train and judge several models alike: Table 3 on your own cells.
 
     The same command goes on where it was interrupted, and tries again what failed. OUT gets
@@ -55,11 +67,15 @@ def compare(
     if list_models:
         for name in ALL:
             click.echo(name)
-        return
+        return None
     if not data or recipe_name is None or out is None:
         raise click.UsageError("Give --data, --recipe and --out; --list prints the models.")
     if (gpus or address) and at_once is None:
         raise click.UsageError("--gpus and --address go with --at-once.")
+    handing = Handing.of(options)
+    if address is not None and is_jobs_address(address):
+        return hand_over_command(context, address, handing, see=data, write=out.parent)
+    check_direct(address, handing)
     from cvm_batch.training.recipes import find_recipe, overridden
     from cvm_batch.training.report import check_installed
 
@@ -73,3 +89,4 @@ def compare(
     if failed:
         click.echo(f"{failed} of {len(planned)} trials failed; the table says why.")
         raise SystemExit(3)
+    return None

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from cvm_batch.cli.console import print_json
+from cvm_batch.cli.console import print_json, printable
+from cvm_batch.cli.results_root import ResultsRoot, results_option
+
+if TYPE_CHECKING:
+    from cvm_batch.results.roc import Roc
+    from cvm_batch.results.validation import Share
+    from cvm_batch.results.worklist import Worklist
+
+_SHOWN = 20
 
 
 @click.command()
-@click.option("--model", required=True, metavar="BUNDLE", help="A bundle's folder or name.")
+@click.option("--model", metavar="BUNDLE", help="A bundle's folder or name; with --data.")
 @click.option(
     "--data",
-    required=True,
     multiple=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -26,15 +35,56 @@ from cvm_batch.cli.console import print_json
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a page with figures, confusion and galleries.",
 )
+@click.option(
+    "--slides",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Instead: labelled slides, a CSV with slide_id and label (positive, negative).",
+)
+@results_option()
+@click.option(
+    "--against",
+    type=ResultsRoot(),
+    metavar="DIR",
+    help="With --slides: results of another model on the same slides, to compare with.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=[round(0.1 * n, 1) for n in range(1, 10)],
+    show_default=True,
+    help="Slide score from which on a slide is called positive. Repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
-    model: str, data: tuple[Path, ...], flips: bool, report: Path | None, as_json: bool
+    model: str | None,
+    data: tuple[Path, ...],
+    flips: bool,
+    report: Path | None,
+    slides: Path | None,
+    results: Path | str | None,
+    against: Path | str | None,
+    thresholds: tuple[float, ...],
+    as_json: bool,
 ) -> None:
-    """Classify labelled cells with a bundle, and print how well.
+    """Say how well a bundle does: on labelled cells, or on labelled slides.
 
-    In fp32, with the weights as stored. Finer folders are mapped to the bundle's classes where
-    its recipe says how (Herlev's seven to two).
+    With --model and --data labelled cells are classified, in fp32, with the weights as stored.
+    Finer folders are mapped to the bundle's classes where its recipe says how (Herlev's seven to
+    two).
+
+    With --slides and --results the slides were submitted before: sensitivity and specificity at
+    each --threshold, with 95 % intervals, and agreement with the results in --against.
     """
+    if slides is not None:
+        if results is None or model is not None or data:
+            raise click.UsageError("--slides goes with --results, without --model and --data.")
+        _evaluate_slides(slides, results, against, sorted(thresholds), as_json)
+        return
+    if model is None or not data:
+        raise click.UsageError("Give --model and --data, or --slides and --results.")
     from cvm_batch.model.registry import find_bundle
     from cvm_batch.training.judging import judge
     from cvm_batch.training.report import check_installed
@@ -58,3 +108,74 @@ def evaluate(
         click.echo(line)
     low, high = judged.evaluation.intervals()["accuracy"]
     click.echo(f"95 % interval of the accuracy, over {judged.cells.grouped_by}s: {low} to {high}")
+
+
+def _evaluate_slides(
+    labels: Path,
+    results: Path | str,
+    against: Path | str | None,
+    thresholds: Sequence[float],
+    as_json: bool,
+) -> None:
+    from cvm_batch.results.reading import Results
+    from cvm_batch.results.roc import read_labels, rocs
+    from cvm_batch.results.validation import Agreement, Validation
+    from cvm_batch.results.worklist import SLIDE_SCORE, Worklist
+
+    labelled = read_labels(labels)
+    with Results(results) as opened:
+        now = Worklist.read(opened, SLIDE_SCORE)
+    found = Validation.of(now, labelled, thresholds)
+    curve = next((roc for roc in _curves(rocs, now, labelled)), None)
+    agreement = None
+    if against is not None:
+        with Results(against) as opened:
+            before = Worklist.read(opened, SLIDE_SCORE)
+        middle = thresholds[len(thresholds) // 2]
+        agreement = Agreement.of(before, now, middle)
+    if as_json:
+        told = {"validation": found.to_json(), "roc": curve and curve.to_json()}
+        print_json(told | {"agreement": agreement and agreement.to_json()})
+        return
+    click.echo("threshold  sensitivity              specificity")
+    for point in found.points:
+        both = "  ".join(_share(one) for one in (point.sensitivity, point.specificity))
+        click.echo(f"{point.threshold:9.2f}  {both}")
+    if curve is not None:
+        low, high = curve.auc_interval
+        click.echo(f"Area under the ROC curve: {curve.auc:.3f} ({low:.3f} to {high:.3f})")
+    for title, slide_ids in (
+        ("Not complete, and in no figure", found.not_complete),
+        ("Not in the results", found.missing),
+    ):
+        if slide_ids:
+            click.echo(f"{title}: {len(slide_ids)}: {printable(', '.join(slide_ids[:_SHOWN]))}")
+    if agreement is not None:
+        kappa = "" if agreement.kappa is None else f", kappa {agreement.kappa:.2f}"
+        click.echo(
+            f"Against {against}: {agreement.slides} slides in both, the same call of "
+            f"{_share(agreement.same_call).strip()} at {middle}{kappa}; scores differ by "
+            f"{agreement.median_difference:.3f} (median), at most "
+            f"{agreement.largest_difference:.3f}"
+        )
+        for slide_id, old, new in agreement.changed[:_SHOWN]:
+            click.echo(f"  {printable(slide_id)}: {old:.2f} before, {new:.2f} now")
+
+
+def _curves(
+    rocs: Callable[..., list[Roc]], worklist: Worklist, labels: Mapping[str, bool]
+) -> list[Roc]:
+    """None where the labels are of one kind."""
+    from cvm_batch.errors import UsageError
+
+    try:
+        return rocs(worklist, labels)
+    except UsageError:
+        return []
+
+
+def _share(share: Share) -> str:
+    if share.value is None:
+        return f"{'none labelled so':23}"
+    low, high = share.interval
+    return f"{share.value:.3f} ({low:.3f} to {high:.3f}) {share.hits}/{share.of}"

@@ -12,6 +12,8 @@ import click
 from rich.table import Table
 
 from cvm_batch.archives.tables.slides import MOST_PRIORITY
+from cvm_batch.cli import remote_runs
+from cvm_batch.cli.cluster import connect, connecting_options
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.notifying import notice_options, notices_for
 from cvm_batch.cli.results_root import ResultsRoot
@@ -21,25 +23,39 @@ from cvm_batch.errors import ExitCode, ResultsError
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.live import RunSeen, ask_for_priority, ask_to_stop, is_running, runs_seen
 from cvm_batch.results.manifest import RunState
+from cvm_batch.results.stores.store import results_root
 
 if TYPE_CHECKING:
     from cvm_batch.screening.settings import Settings
 
 results_argument = click.argument("results", type=ResultsRoot())
+#: A results folder, or with --address a submission ID, by default the newest.
+run_argument = click.argument("target", metavar="RESULTS | [SUBMISSION]", required=False)
+address_option = click.option(
+    "--address", help="Of a Ray cluster's Jobs API: a run that was handed to it."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _STOP_EVERY_SECONDS = 0.5
 
 
 @click.command()
-@results_argument
+@run_argument
 @click.option("--run", "run_id", help="A run's identifier; default: the newest.")
+@address_option
+@connecting_options
 @json_option
-def status(results: Path | str, run_id: str | None, as_json: bool) -> ExitCode:
+def status(
+    target: str | None, run_id: str | None, address: str | None, as_json: bool, **connecting: Any
+) -> ExitCode:
     """Say where the newest run in the folder RESULTS stands, or how it ended.
 
-    Asks nobody: a run tells where it stands every two seconds, in its folder.
+    Asks nobody: a run tells where it stands every two seconds, in its folder. With --address the
+    cluster is asked for the job SUBMISSION.
     """
-    seen = _find(results, run_id)
+    if address is not None:
+        remote_runs.tell_status(connect(address, **connecting), target, as_json=as_json)
+        return ExitCode.COMPLETE
+    seen = _find(_root(target), run_id)
     if as_json:
         print_json({"state": seen.state, "live": seen.live, "run": seen.manifest})
     else:
@@ -49,11 +65,18 @@ def status(results: Path | str, run_id: str | None, as_json: bool) -> ExitCode:
 
 
 @click.command("list")
-@results_argument
+@click.argument("target", metavar="RESULTS", required=False)
+@address_option
+@connecting_options
 @json_option
-def list_runs(results: Path | str, as_json: bool) -> ExitCode:
-    """List the runs in the folder RESULTS, the newest first."""
-    runs = runs_seen(ResultsFolder(results))
+def list_runs(
+    target: str | None, address: str | None, as_json: bool, **connecting: Any
+) -> ExitCode:
+    """List the runs in the folder RESULTS, or at --address of a cluster, the newest first."""
+    if address is not None:
+        remote_runs.tell_list(connect(address, **connecting), as_json=as_json)
+        return ExitCode.COMPLETE
+    runs = runs_seen(ResultsFolder(_root(target)))
     if as_json:
         print_json([{"state": seen.state, "run": seen.manifest} for seen in runs])
         return ExitCode.COMPLETE
@@ -75,14 +98,37 @@ def list_runs(results: Path | str, as_json: bool) -> ExitCode:
 
 
 @click.command()
-@results_argument
+@run_argument
+@address_option
+@click.option("--follow", is_flag=True, help="Stay until the end; the run's exit code.")
+@connecting_options
+def logs(target: str | None, address: str | None, follow: bool, **connecting: Any) -> int:
+    """Print what the job SUBMISSION at --address has said, by default the newest."""
+    if address is None:
+        raise click.UsageError(
+            "Give --address, of the cluster that has the run: a run of this machine prints its "
+            "log where it was started."
+        )
+    return remote_runs.tell_logs(connect(address, **connecting), target, follow=follow)
+
+
+@click.command()
+@run_argument
 @click.option("--wait", is_flag=True, help="Come back when the run has ended.")
-def stop(results: Path | str, wait: bool) -> ExitCode:
-    """Let the run in the folder RESULTS finish what it has begun, and end.
+@address_option
+@click.option("--now", is_flag=True, help="With --address: do not wait for what runs.")
+@connecting_options
+def stop(
+    target: str | None, wait: bool, address: str | None, now: bool, **connecting: Any
+) -> ExitCode:
+    """Let the run in the folder RESULTS, or the job SUBMISSION, finish what it has begun, and end.
 
     What is left is for the next submit; the run's exit code is 4.
     """
-    folder = ResultsFolder(results)
+    if address is not None:
+        remote_runs.stop(connect(address, **connecting), target, wait=wait, now=now)
+        return ExitCode.COMPLETE
+    folder = ResultsFolder(_root(target))
     run_id = ask_to_stop(folder)
     STDOUT.print(f"{run_id} was asked to stop.")
     while wait and is_running(folder, run_id):
@@ -132,6 +178,13 @@ def retry(results: Path | str, until: float | None, as_json: bool, **notify: Any
     else:
         print_summary(summary, results)
     return summary.exit_code
+
+
+def _root(target: str | None) -> Path | str:
+    """A results folder that was named. Raises UsageError."""
+    if target is None:
+        raise click.UsageError("Name a results folder, or a cluster with --address.")
+    return results_root(target)
 
 
 def _again(results: Path | str, until: float | None) -> Settings:

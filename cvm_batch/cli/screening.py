@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,16 +25,20 @@ from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
 from cvm_batch.cli.report import report_at_end
 from cvm_batch.cli.until import Until
+from cvm_batch.logs import log_event
+from cvm_batch.logs import log_json as log_json_to
+from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.schemas import Status
 
 if TYPE_CHECKING:
     from cvm_batch.notices.sending import Notices
     from cvm_batch.screening.settings import Settings
-    from cvm_batch.screening.summary import NotComplete, RunSummary
+    from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FAILURES_SHOWN = 20
+_LOG_EVERY_SECONDS = 60.0
 
 
 class Replicas(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -104,6 +111,9 @@ def screening_options(command: F) -> F:
             show_default=True,
             help="Write the run's report at its end, for a browser: reports/RUN_ID/index.html.",
         ),
+        click.option(
+            "--log-json", is_flag=True, help="Log events as JSON lines, in place of progress."
+        ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]
     for option in reversed(options):
@@ -113,27 +123,27 @@ def screening_options(command: F) -> F:
 
 def screen(
     *,
-    inputs: tuple[str, ...],
-    model: str,
-    out: Path | str,
     notify_webhook: str | None,
     notify_mail: tuple[str, ...],
+    log_json: bool,
     with_report: bool = True,
     **options: Any,
 ) -> RunSummary:
     """Run with a progress display; the first Ctrl-C or SIGTERM finishes what runs."""
+    notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
+    return run_settings(settings_of(**options), notices, log_json=log_json, with_report=with_report)
+
+
+def settings_of(**options: Any) -> Settings:
+    """What `screening_options` say, but for notices. Raises UsageError."""
     from cvm_batch.archives.opening import ArrayNames
     from cvm_batch.model.backends.choosing import Backend
     from cvm_batch.model.precision import Precision
     from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 
-    notices = notices_for(notify_webhook=notify_webhook, notify_mail=notify_mail)
     precision, backend = options.pop("precision"), options.pop("backend")
     arrays = ArrayNames(**options.pop("arrays"))
-    settings = Settings(
-        inputs=inputs,
-        model=model,
-        out=out,
+    return Settings(
         executor=ExecutorKind(options.pop("executor")),
         decode_on=DecodeOn(options.pop("decode_on")),
         arrays=arrays,
@@ -141,15 +151,16 @@ def screen(
         backend=Backend(backend) if backend else None,
         **options,
     )
-    return run_settings(settings, notices, with_report=with_report)
 
 
-def run_settings(settings: Settings, notices: Notices, *, with_report: bool = True) -> RunSummary:
+def run_settings(
+    settings: Settings, notices: Notices, *, log_json: bool = False, with_report: bool = True
+) -> RunSummary:
     """The same, of settings that are made already."""
     from cvm_batch.screening.run import run
 
     at_end = partial(report_at_end, settings.out) if with_report else _nothing
-    shown = progress_on(STDERR, describe_run, STARTING_REPLICAS)
+    shown = _logged() if log_json else progress_on(STDERR, describe_run, STARTING_REPLICAS)
     with _stop_requested() as stop, shown as report:
         return run(settings, report=report, should_stop=stop.is_set, notices=notices, at_end=at_end)
 
@@ -223,6 +234,22 @@ def _print_failures(title: str, slides: Sequence[NotComplete]) -> None:
             STDOUT.print(f"  {slide_id}: {status}, {reason}: {detail}", soft_wrap=True)
     if more > 0:
         STDOUT.print(f"  and {more} more")
+
+
+@contextmanager
+def _logged() -> Iterator[Callable[[Progress], None]]:
+    """Events on stderr; where a run stands is an event each minute."""
+    last = time.monotonic()
+    logger = logging.getLogger(__name__)
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LOG_EVERY_SECONDS:
+            last = time.monotonic()
+            log_event(logger, "progress", **asdict(progress))
+
+    with log_json_to(sys.stderr, Pseudonyms.from_environment()):
+        yield report
 
 
 @contextmanager

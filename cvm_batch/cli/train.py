@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cvm_batch.cli.cluster import Handing, check_direct, hand_over_command, handing_over_options
 from cvm_batch.cli.console import STDOUT
+from cvm_batch.cluster.doors import is_jobs_address
 
 
 @click.command()
@@ -45,12 +48,19 @@ from cvm_batch.cli.console import STDOUT
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on a Ray cluster.")
 @click.option("--gpus", is_flag=True, help="With --workers: one GPU for each.")
-@click.option("--address", help="With --workers: of the Ray cluster.")
+@click.option(
+    "--address",
+    help="With --workers: of the Ray cluster; http(s)://HOST:PORT hands all of it over.",
+)
+@handing_over_options
 @click.option("--promote", metavar="NAME", help="Register the bundle under this name.")
 @click.option("--no-report", is_flag=True, help="Write no page of figures.")
 @click.option("--check", is_flag=True, help="Say what is in the data, and train nothing.")
 @click.option("--list", "list_recipes", is_flag=True, help="List the named recipes.")
+@click.pass_context
 def train(
+    context: click.Context,
+    /,
     data: tuple[Path, ...],
     recipe_name: str | None,
     out: Path | None,
@@ -67,7 +77,8 @@ def train(
     no_report: bool,
     check: bool,
     list_recipes: bool,
-) -> None:
+    **options: Any,
+) -> int | None:
     """Train a named recipe on labelled cells and write a bundle.
 
     The same command goes on where it was interrupted. The same cells are held back whatever
@@ -83,17 +94,21 @@ def train(
 
     if list_recipes:
         _print_recipes(RECIPES)
-        return
+        return None
     if not data:
         raise click.UsageError("Name the labelled cells with --data DIR.")
     if check:
         for line in load_cells(*data).report():
             click.echo(line)
-        return
+        return None
     if recipe_name is None or out is None:
         raise click.UsageError("Name a recipe with --recipe and the bundle's folder with --out.")
     if (gpus or address) and workers is None:
         raise click.UsageError("--gpus and --address go with --workers.")
+    handing = Handing.of(options)
+    if address is not None and is_jobs_address(address):
+        return hand_over_command(context, address, handing, see=data, write=out.parent)
+    check_direct(address, handing)
     recipe = overridden(find_recipe(recipe_name), settings)
     recipe = replace(
         recipe,
@@ -121,6 +136,7 @@ def train(
 
         entry = register(published.bundle, promote)
         click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
+    return None
 
 
 def _print_recipes(recipes: object) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
+from cvm_batch.logs import log_event
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import SlideRow, commit_slides
 from cvm_batch.screening.summary import NotComplete
 
+_LOG = logging.getLogger(__name__)
 #: A crash repeats at most so many finished slides, or this share of the run's time: a short
 #: run is committed every few seconds, and a long night does not end in thousands of files.
 _MAX_ROWS = 500
@@ -42,6 +45,20 @@ class Commits:
         self.unreadable += row.cells_unreadable or 0
         if row.status is not Status.COMPLETE:
             self.not_complete.append(NotComplete(row.slide_id, row.status, row.reason, row.detail))
+        log_event(
+            _LOG,
+            "slide ended",
+            run_id=row.run_id,
+            slide_id=row.slide_id,
+            slide_identity=row.slide_identity,
+            status=row.status,
+            reason=row.reason,
+            detail=row.detail,
+            cells_classified=row.cells_classified,
+            cells_unreadable=row.cells_unreadable,
+            attempts=row.attempts,
+            seconds=row.seconds,
+        )
 
     def flush_if_due(self, now: float) -> None:
         share = _MAX_AGE_SHARE * (now - self._began)

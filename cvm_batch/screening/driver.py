@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from cvm_batch.errors import RunAbortedError
+from cvm_batch.logs import log_event
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
@@ -25,6 +28,7 @@ from cvm_batch.screening.versions import versions
 from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
 from cvm_batch.screening.work import ReplicaInfo, ReplicaSpec, SlideSource
 
+_LOG = logging.getLogger(__name__)
 #: Seconds without a single replica until the run is given up.
 _START_TIMEOUT = 600.0
 _TICK_SECONDS = 0.5
@@ -157,6 +161,7 @@ class Driver:
                 self._serving.add(replica)
                 self.replicas_seen.append(info)
                 self.serving_since = self.serving_since or now
+                self._log("replica ready", replica=replica, device=info.device)
                 self.dispatcher = self.dispatcher or self._new_dispatcher(info)
                 self.dispatcher.add_replica(replica, now)
             case LeaseDone(_, lease, outcomes):
@@ -167,6 +172,7 @@ class Driver:
                 self.dispatcher.note_progress(replica, tiles, now)
             case ReplicaLost(replica, detail, loss):
                 self.replicas_lost.append(detail)
+                self._log("replica lost", replica=replica, how=loss, detail=detail)
                 if self.dispatcher and replica in self._serving:
                     self._serving.remove(replica)
                     ended = self.dispatcher.replica_lost(replica, loss, detail, now)
@@ -214,6 +220,9 @@ class Driver:
         row = slide_row(self._context(), self.plan.slides[number], account, now)
         self.commits.add(row, now)
         account.counted.clear()  # the row has it all: memory stays flat over a long night
+
+    def _log(self, message: str, **event: Any) -> None:
+        log_event(_LOG, message, run_id=self._spec.run.run_id, **event)
 
     def _check_that_somebody_serves(self, now: float) -> None:
         if not self._serving and now - self._last_event > _START_TIMEOUT:

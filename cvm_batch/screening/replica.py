@@ -127,7 +127,9 @@ class Replica:
         found = result.result()
         start = 0
         for tally, tiles in batch.owners:
-            tally.seconds += found.seconds * len(tiles) / len(batch.tiles)
+            seconds = found.seconds * len(tiles) / len(batch.tiles)
+            tally.seconds += seconds
+            tally.device_seconds += seconds
             tally.add(tiles, found.probabilities[start : start + len(tiles)])
             start += len(tiles)
             if tally.complete:

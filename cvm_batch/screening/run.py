@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import starmap
+from pathlib import Path
 from typing import Any
 
 from cvm_batch.archives.places.files import printable
@@ -23,6 +25,8 @@ from cvm_batch.errors import (
     TakenOverError,
 )
 from cvm_batch.isolation import Done, run_isolated
+from cvm_batch.jobfiles import SHIPPED_BUNDLE
+from cvm_batch.logs import log_event
 from cvm_batch.model.backends.choosing import Work, choose_backend
 from cvm_batch.model.bundle import Bundle, BundleSpec
 from cvm_batch.model.precision import choose_precision
@@ -42,12 +46,14 @@ from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor, Hardware
+from cvm_batch.screening.metrics import Meter, Metered, NoMeter
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 from cvm_batch.screening.work import ReplicaSpec
 
+_LOG = logging.getLogger(__name__)
 #: Loading PyTorch from a cold disk may take long, but not for ever.
 _COUNTING_SECONDS = 600.0
 
@@ -71,26 +77,29 @@ def run(
     bundle = find_bundle(settings.model)
     results = ResultsFolder(settings.out)
     results.prepare()
-    executor = executor or _executor(settings)
+    executor, meter = (executor, NoMeter()) if executor else _executor(settings)
+    metered = Metered(executor, meter)
     name = RunName.new(datetime.now(UTC))
-    with exclusive(results, name) as hold, closing(executor):
-        made = _Run(settings, bundle, results, hold, name, executor, notices or Notices(), at_end)
+    with exclusive(results, name) as hold, closing(metered):
+        made = _Run(settings, bundle, results, hold, name, metered, notices or Notices(), at_end)
         return made.run(report, should_stop)
 
 
-def _executor(settings: Settings) -> Executor:
+def _executor(settings: Settings) -> tuple[Executor, Meter]:
     if settings.executor is ExecutorKind.LOCAL:
         from cvm_batch.screening.local_executor import LocalExecutor
 
-        return LocalExecutor()
+        return LocalExecutor(), NoMeter()
     from cvm_batch.screening.ray_executor import RayExecutor
+    from cvm_batch.screening.ray_meter import RayMeter
 
-    return RayExecutor(
+    executor = RayExecutor(
         address=settings.address,
         replicas=settings.replicas,
         replicas_per_gpu=settings.replicas_per_gpu,
         decode_on=settings.decode_on,
     )
+    return executor, RayMeter()
 
 
 class _Run:
@@ -101,7 +110,7 @@ class _Run:
         results: ResultsFolder,
         hold: Hold,
         name: RunName,
-        executor: Executor,
+        executor: Metered,
         notices: Notices,
         at_end: Callable[[str], None],
     ) -> None:
@@ -132,7 +141,7 @@ class _Run:
         work = _work(plan, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
-            bundle=bundle.path,
+            bundle=bundle_everywhere(settings.model, bundle),
             bundle_digest=bundle.digest,
             precision=self._precision,
             backend=self._backend,
@@ -163,6 +172,7 @@ class _Run:
 
         def tell(progress: Progress) -> None:
             report(progress)
+            self._executor.told(progress, self._driver.commits.by_status)
             now = self._clock.now()
             since = self._driver.serving_since
             live.tell(now, {**asdict(progress), "serving_since": since})
@@ -190,6 +200,7 @@ class _Run:
             raise
         finally:
             live.remove()
+        self._log("run ended", manifest)
         self._notify(manifest)
         self._at_end(self._name.run_id)
         return summary
@@ -199,6 +210,7 @@ class _Run:
         manifest = self._manifest(RunState.RUNNING)
         self._audit = record_start(self._results, manifest).reference()
         self._write(replace(manifest, audit=self._audit))
+        self._log("run started", manifest)
 
     def _drive(
         self,
@@ -233,6 +245,7 @@ class _Run:
                 manifest = self._recorded(manifest)
             with suppress(Exception):
                 self._write(manifest)
+            self._log("run ended", manifest)
             if not stopped:  # whoever stops it at once sits before it
                 self._notify(manifest)
                 self._at_end(self._name.run_id)
@@ -279,6 +292,19 @@ class _Run:
 
     def _settled(self) -> Counter[Status]:
         return Counter(slide.found.status for slide in self._driver.plan.settled)
+
+    def _log(self, message: str, manifest: RunManifest) -> None:
+        log_event(
+            _LOG,
+            message,
+            run_id=manifest.run_id,
+            state=manifest.state,
+            exit_code=manifest.exit_code,
+            error=manifest.error,
+            bundle_digest=self._bundle.digest,
+            slides=manifest.slides,
+            cells=manifest.cells,
+        )
 
     def _recorded(self, manifest: RunManifest) -> RunManifest:
         """The run's last manifest, once the audit log tells of it. Raises RunAbortedError."""
@@ -335,6 +361,11 @@ class _Run:
             error=printable(error) if error else None,
             audit=self._audit,
         )
+
+
+def bundle_everywhere(model: str, bundle: Bundle) -> Path:
+    """A bundle's folder, as replicas find it on their nodes."""
+    return Path(SHIPPED_BUNDLE) if model == SHIPPED_BUNDLE else bundle.path
 
 
 def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:

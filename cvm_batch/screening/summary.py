@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +67,21 @@ class RunSummary:
         if set(ended) <= {Status.COMPLETE}:
             return ExitCode.COMPLETE
         return ExitCode.NOT_ALL_COMPLETE
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunSummary:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError."""
+        same = ("run_id", "bundle", "precision", "backend", "left", "ignored")
+        figures = ("seconds_starting", "seconds_classifying", "tiles_per_second")
+        return cls(
+            **{name: value[name] for name in (*same, *figures)},
+            state=RunState(value["state"]),
+            by_status=Counter({Status(name): count for name, count in value["slides"].items()}),
+            settled=Counter({Status(name): count for name, count in value["settled"].items()}),
+            settled_not_complete=[NotComplete(**one) for one in value["settled_not_complete"]],
+            not_complete=[NotComplete(**one) for one in value["not_complete"]],
+            cells=value["cells_classified"],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The summary for a script; rows in full are in the slides table."""

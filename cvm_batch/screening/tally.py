@@ -65,6 +65,7 @@ class PartTally:
         self.failure: Failure | None = None
         self.integrity: str | None = None
         self.seconds = 0.0
+        self.device_seconds = 0.0
         self._primary = list(primary)
         self._counts = np.zeros(classes, np.int64)
         self._rows: list[CellColumns] = []
@@ -126,7 +127,12 @@ class PartTally:
     def finish(self, files: PartFiles) -> PartOutcome:
         """Write the part's files and say what was found. Raises CommitError."""
         if self.failure is not None:
-            return PartOutcome(part=self.part, failure=self.failure, seconds=self.seconds)
+            return PartOutcome(
+                part=self.part,
+                failure=self.failure,
+                seconds=self.seconds,
+                device_seconds=self.device_seconds,
+            )
         classified = int(self._counts.sum())
         if classified + self._unreadable != len(self.part):
             raise AssertionError(
@@ -152,6 +158,7 @@ class PartTally:
             cells_file=cells_file,
             tops_file=tops_file,
             seconds=self.seconds,
+            device_seconds=self.device_seconds,
         )
 
     def _keep_tops(self, rows: CellColumns, tiles: Tiles) -> None:

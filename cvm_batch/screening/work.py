@@ -142,6 +142,8 @@ class PartOutcome:
     tops_file: str | None = None
     seconds: float = 0.0
     """Of decoding threads and the device together."""
+    device_seconds: float = 0.0
+    """Those of the device's lanes."""
 
 
 @dataclass(frozen=True, kw_only=True)

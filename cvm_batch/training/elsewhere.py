@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-import cvm_batch
 from cvm_batch.errors import RunAbortedError
+from cvm_batch.jobfiles import job_file
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.loop import Epoch, Trained
 from cvm_batch.training.run import Job
@@ -77,16 +77,9 @@ class OnRay:
 
 def run_job(name: str, described: Path, *options: str, gpus: bool, address: str | None) -> int:
     """Run the job of that name on what the file ``described`` holds; return its exit code."""
-    command = [sys.executable, str(_job_file(name)), str(described), *options]
+    command = [sys.executable, str(job_file(name)), str(described), *options]
     command += ["--gpus"] * gpus + (["--address", address] if address else [])
     return subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
-
-
-def _job_file(name: str) -> Path:
-    """A job's script: beside the package in a checkout, inside it where it is installed."""
-    package = Path(cvm_batch.__file__).parent
-    beside, inside = package.parent / "jobs" / name, package / "jobs" / name
-    return beside if beside.is_file() else inside
 
 
 def _watch(path: Path, on_epoch: Callable[[Epoch], None], over: threading.Event) -> None:

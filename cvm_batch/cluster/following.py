@@ -1,0 +1,63 @@
+"""Follow a job to its end, also over connections that drop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cvm_batch.cluster.ending import is_ending
+from cvm_batch.cluster.jobs import JobsClient, JobSeen
+from cvm_batch.errors import ClusterUnreachableError
+
+_EVERY_SECONDS = 2.0
+#: The whole log comes each time: of a long one less often.
+_CHARACTERS_PER_SECOND = 200_000
+_MOST_SECONDS = 30.0
+#: Ray's own, before a job says anything; the command is long, and nobody typed it.
+_OF_RAY = ("Running entrypoint for job", "job_manager.py")
+
+
+def follow(
+    client: JobsClient,
+    submission_id: str,
+    *,
+    say: Callable[[str], None],
+    patience_seconds: float = 900.0,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
+) -> tuple[JobSeen, str]:
+    """The ended job and its whole log, of which ``say`` got each line once.
+
+    Not by Ray's `tail_job_logs`, which ends with the connection. Raises ClusterUnreachableError
+    where the cluster has not answered for ``patience_seconds``, and ClusterError.
+    """
+    told, answered, lost = 0, now(), False
+    while True:
+        wait = _EVERY_SECONDS
+        try:
+            job = client.seen(submission_id)  # before the log: an ended job's log is whole
+            log = client.logs(submission_id)
+        except ClusterUnreachableError as error:
+            if now() - answered > patience_seconds:
+                raise
+            if not lost:
+                say(f"{error} The run goes on there; trying again.")
+            lost = True
+        else:
+            if lost:
+                say("The connection is back.")
+            answered, lost = now(), False
+            told = _tell(log, told, job.state.ended, say)
+            if job.state.ended:
+                return job, log
+            wait = min(max(wait, len(log) / _CHARACTERS_PER_SECOND), _MOST_SECONDS)
+        sleep(wait)
+
+
+def _tell(log: str, told: int, whole: bool, say: Callable[[str], None]) -> int:
+    """Say what is new in the log, in whole lines; return how many characters were told."""
+    end = len(log) if whole else log.rfind("\n") + 1
+    for line in log[told:end].splitlines():
+        if not is_ending(line) and not any(noise in line for noise in _OF_RAY):
+            say(line)
+    return max(told, end)

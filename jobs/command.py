@@ -1,0 +1,70 @@
+"""Another command of cvm-batch on a Ray cluster, from within: `train` and `compare` come this way.
+
+    python jobs/command.py --see DATA --see OUT -- train --data DATA --out OUT --workers 4 ...
+
+Asks every node whether it sees what each --see names, or may write to it where nothing is there
+yet, and runs the command with this cluster as its --address. The log's last line has its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+# What lies beside this file, under whichever name Python runs it (docs/decisions/0002).
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+
+from cvm_batch.cli import cli
+from cvm_batch.cluster.ending import Ending
+from cvm_batch.cluster.visibility import Needs
+from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from nodes import check_nodes
+
+
+@click.command()
+@click.option("--see", "inputs", multiple=True, help="A path that every node must see.")
+@click.option("--write", help="A folder below which every node must see what others write.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def main(inputs: tuple[str, ...], write: str, command: tuple[str, ...]) -> int:
+    """Run COMMAND, and say on the last line how it ended."""
+    try:
+        _check(inputs, Path(write))
+        code = cli.main([*command, "--address", "auto"], standalone_mode=False)
+        ending = Ending(exit_code=code if isinstance(code, int) else ExitCode.COMPLETE)
+    except SystemExit as error:
+        ending = Ending(exit_code=error.code if isinstance(error.code, int) else ExitCode.ABORTED)
+    except (CvmBatchError, click.ClickException) as error:
+        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        code = ExitCode.USAGE if isinstance(error, click.ClickException) else error.exit_code
+        click.echo(f"Error: {told}", err=True)
+        ending = Ending(exit_code=code, error=told)
+    sys.stderr.flush()
+    click.echo(ending.line())
+    return ending.process_code
+
+
+def _check(inputs: tuple[str, ...], folder: Path) -> None:
+    ray.init(address="auto", log_to_driver=False, logging_level="error")
+    results = ResultsFolder(folder)
+    results.prepare()
+    probe = RunName.new(datetime.now(UTC)).run_id
+    try:
+        check_nodes(Needs.of(inputs, None, None, results, probe))
+    finally:
+        ray.shutdown()  # the command connects anew, in processes of its own
+        with suppress(OSError):  # somebody else's results lie there
+            (folder / ".tmp").rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main(standalone_mode=False))

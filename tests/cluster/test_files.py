@@ -1,0 +1,242 @@
+"""Every file of cluster/ is what it says: against schemas and by the linters of its kind."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from cvm_batch.cli import cli
+from cvm_batch.cli.config import Config
+from cvm_batch.screening.metrics import Kind, Metric
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+SCHEMAS = Path(__file__).parent / "schemas"
+KUBERNETES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+YAML = sorted(CLUSTER.rglob("*.yaml")) + sorted(CLUSTER.rglob("*.yml"))
+SCRIPTS = [
+    *(CLUSTER / "slurm").glob("*.sbatch"),
+    CLUSTER / "kuberay" / "night.sh",
+    CLUSTER / "image" / "healthy",
+]
+
+
+def tool(name: str) -> str:
+    """A linter of this environment, or of the machine."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def passes(*command: object) -> None:
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def named(paths: list[Path]) -> Any:
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.name)
+
+
+def _documents() -> Iterator[Any]:
+    for path in KUBERNETES:
+        for number, value in enumerate(yaml.safe_load_all(path.read_text())):
+            yield pytest.param(value, id=f"{path.name}-{number}-{value['kind']}")
+
+
+def strict(schema: Any) -> Any:
+    """Refuse unknown fields, where the schema names the known ones."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: strict(value) for name, value in schema.items()}
+    preserved = schema.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and not preserved:
+        inner.setdefault("additionalProperties", False)
+    return inner
+
+
+@pytest.mark.parametrize("document", list(_documents()))
+def test_kubernetes_takes_it(document: dict[str, Any]) -> None:
+    if document["apiVersion"].startswith("ray.io/"):
+        schema = strict(json.loads((SCHEMAS / f"{document['kind'].lower()}.json").read_text()))
+        # Of the metadata, Kubernetes' own, the custom resource's schema says nothing.
+        schema["properties"]["metadata"] = {"type": "object"}
+        jsonschema.Draft202012Validator(schema).validate(document)
+        return
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    (cluster,) = yaml.safe_load_all((CLUSTER / "kuberay" / "40-cluster.yaml").read_text())
+    schema = strict(json.loads((SCHEMAS / "raycluster.json").read_text()))
+    schema["properties"]["metadata"] = {"type": "object"}
+    worker = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    worker["toleration"] = worker.pop("tolerations", [])
+    with pytest.raises(jsonschema.ValidationError, match="toleration"):
+        jsonschema.Draft202012Validator(schema).validate(cluster)
+
+
+@pytest.mark.parametrize("document", list(_documents()))
+def test_pods_are_restricted_and_secrets_are_references(document: dict[str, Any]) -> None:
+    for pod in _pods(document):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+            assert not any("value" in one for one in container.get("env", []))
+    assert document["kind"] != "Secret"
+
+
+def _pods(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for inner in value.values():
+            yield from _pods(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _pods(inner)
+
+
+def test_the_night_is_run_once_at_a_time_on_a_cluster_with_tokens() -> None:
+    cron = yaml.safe_load((CLUSTER / "kuberay" / "50-nightly.yaml").read_text())
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+    job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())["spec"]
+    standing = yaml.safe_load((CLUSTER / "kuberay" / "40-cluster.yaml").read_text())["spec"]
+    for cluster in (job["rayClusterSpec"], standing):
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert (cluster["enableInTreeAutoscaling"], cluster["autoscalerOptions"]["version"]) == (
+            *(True, "v2"),
+        )
+        groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+        assert {"driver", "gpu", "gpu-spot"} <= groups.keys()
+        wanted = json.loads(json.loads(groups["driver"]["rayStartParams"]["resources"]))
+        assert wanted == {"cvm_batch_driver": 1}
+    assert json.loads(job["entrypointResources"]) == {"cvm_batch_driver": 1}
+    assert "--until" in job["entrypoint"]
+
+
+def test_the_nights_configuration_is_one(tmp_path: Path) -> None:
+    config = yaml.safe_load((CLUSTER / "kuberay" / "20-config.yaml").read_text())
+    path = tmp_path / "config.toml"
+    path.write_text(config["data"]["config.toml"])
+    assert tomllib.loads(path.read_text())["submit"].keys() >= {"slides", "model", "out"}
+    Config.read(cli, path)
+
+
+@named(YAML)
+def test_yamllint(path: Path) -> None:
+    passes(tool("yamllint"), "--strict", "--config-file", CLUSTER / "yamllint.yaml", path)
+
+
+@named(SCRIPTS)
+def test_shellcheck(path: Path) -> None:
+    passes(tool("shellcheck"), path)
+
+
+def test_hadolint() -> None:
+    passes(tool("hadolint"), CLUSTER / "image" / "Dockerfile")
+
+
+def test_the_image_is_pinned_and_nobodys_root() -> None:
+    text = (CLUSTER / "image" / "Dockerfile").read_text()
+    assert "--require-hashes --requirement requirements.lock" in text
+    assert not re.search(r"^FROM \S+(:latest)?( AS|$)(?<!:\S)", text, re.M) or ":latest" not in text
+    stages = re.split(r"^FROM ", text, flags=re.M)[2:]
+    assert [stage.partition(" AS ")[2].split()[0] for stage in stages] == ["cpu", "cuda"]
+    for stage in stages:
+        assert "USER 1000" in stage
+        assert "HEALTHCHECK" in stage
+
+
+def test_ray_up() -> None:
+    """Against the schema that Ray checks it by itself."""
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    value = yaml.safe_load((CLUSTER / "ray-up" / "cluster.yaml").read_text())
+    jsonschema.validate(value, schema)
+    for commands in (value["head_start_ray_commands"], value["worker_start_ray_commands"]):
+        assert "RAY_AUTH_MODE=token" in commands[-1]
+        assert "RAY_AUTH_TOKEN=" not in commands[-1], "a token in a list of processes"
+    assert "--dashboard-host=127.0.0.1" in value["head_start_ray_commands"][-1]
+
+
+def test_systemd(tmp_path: Path) -> None:
+    units = sorted((CLUSTER / "systemd").glob("cvm-batch.*"))
+    for unit in units:  # systemd-analyze wants the commands there
+        text = unit.read_text().replace("/opt/cvm-batch/bin/cvm-batch", "/bin/true")
+        (tmp_path / unit.name).write_text(text)
+    service = configparser.ConfigParser(strict=False)
+    service.read(CLUSTER / "systemd" / "cvm-batch.service")
+    assert service["Service"]["SuccessExitStatus"] == "3 4"
+    passes(tool("systemd-analyze"), "verify", "--man=no", *sorted(tmp_path.iterdir()))
+
+
+def test_prometheus() -> None:
+    passes(tool("promtool"), "check", "config", CLUSTER / "prometheus" / "prometheus.yml")
+
+
+def queries_of_dashboard() -> list[str]:
+    board = json.loads((CLUSTER / "grafana" / "cvm-batch.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
+def names_in(queries: list[str]) -> set[str]:
+    found = {name for query in queries for name in re.findall(r"ray_\w+", query)}
+    histograms = [one.exported_name for one in Metric if one.kind is Kind.HISTOGRAM]
+    for histogram in histograms:
+        found = {re.sub(rf"^{histogram}_(bucket|sum|count)$", histogram, name) for name in found}
+    return found
+
+
+def test_the_dashboard_shows_every_figure_and_no_other() -> None:
+    assert names_in(queries_of_dashboard()) == {metric.exported_name for metric in Metric}
+
+
+def test_alerts_are_made_of_figures_that_there_are_and_explained() -> None:
+    rules = yaml.safe_load((CLUSTER / "prometheus" / "alerts.yml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    known = {metric.exported_name for metric in Metric}
+    assert names_in([rule["expr"] for rule in alerts]) <= known
+    explained = set(re.findall(r"`(CvmBatch\w+)`", (ROOT / "docs" / "operations.md").read_text()))
+    assert {rule["alert"] for rule in alerts} == explained
+
+
+def test_the_object_stores_policy_is_the_least() -> None:
+    policy = json.loads((CLUSTER / "object-store" / "s3-policy.json").read_text())
+    allowed = {
+        action
+        for statement in policy["Statement"]
+        if statement["Effect"] == "Allow"
+        for action in statement["Action"]
+    }
+    assert not any("*" in action for action in allowed)
+    slides = [one for one in policy["Statement"] if "LAB-SLIDES" in str(one["Resource"])]
+    writing = {"s3:PutObject", "s3:DeleteObject"}
+    assert not any(writing & set(one["Action"]) for one in slides if one["Effect"] == "Allow")
+
+
+def test_every_folder_has_a_readme_that_the_first_names() -> None:
+    folders = {path.name for path in CLUSTER.iterdir() if path.is_dir()}
+    assert folders == set(re.findall(r"`([a-z-]+)/`", (CLUSTER / "README.md").read_text()))
+    assert all((CLUSTER / folder / "README.md").is_file() for folder in folders)
