@@ -55,7 +55,7 @@ class Config:
 
 def _entries(group: click.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
     for command_name, table in _tables(path).items():
-        command = group.commands.get(command_name)
+        command = group.get_command(click.Context(group), command_name)
         if command is None or not isinstance(table, dict):
             raise UsageError(
                 f"{path}: [{command_name}] is no command of cvm-batch. Write a table for each "
@@ -115,7 +115,7 @@ def show(
     group = context.find_root().command
     assert isinstance(group, click.Group)
     config: Config = context.find_root().obj
-    command = group.commands.get(command_name)
+    command = group.get_command(context, command_name)
     if command is None:
         raise click.UsageError(f"No such command {command_name!r}.")
     inner = command.make_context(
