@@ -20,7 +20,6 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.table import Table
 
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.errors import ExitCode, UsageError
@@ -132,6 +131,8 @@ def show(
     if as_json:
         print_json({name: {"value": value, "from": origin} for name, value, origin in rows})
         return ExitCode.COMPLETE
+    from rich.table import Table
+
     table = Table("option", "value", "from", box=None, pad_edge=False)
     for name, value, origin in rows:
         table.add_row(name, _told(value), origin)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName, part_name
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.png import png
 from cvm_batch.results.schemas import TOPS, cells_schema
 
@@ -118,11 +117,3 @@ class PartFiles:
         data = parquet_bytes(table, compression=compression, use_dictionary=_REPEATING)
         self._results.publish(str(path), data)
         return str(path)
-
-
-def parquet_bytes(table: pa.Table, **options: Any) -> memoryview:
-    """``table`` as the content of a Parquet file; ``options`` as `write_table` has them."""
-    sink = pa.BufferOutputStream()
-    # Page checksums: pyarrow and DuckDB tell damage from data only where they are written.
-    pq.write_table(table, sink, **{"compression": "zstd", **options}, write_page_checksum=True)
-    return memoryview(sink.getvalue())

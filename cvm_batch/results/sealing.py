@@ -16,7 +16,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cvm_batch.results.audit.runs import record_found
-from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.claims import Claims, Hold, Timing
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
@@ -27,6 +26,7 @@ from cvm_batch.results.manifest import (
     rewrite_manifest,
     write_manifest,
 )
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.schemas import SLIDES
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from cvm_batch.errors import PASSING_REASONS, ResultsError, TakenOverError
-from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.schemas import SCHEMA_VERSION, SLIDES, Adequacy, Status
 
 #: What pyarrow calls the column that says in which file a row is, by the store's `path_of`.

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from benchmarks.reporting import made_tiles
 from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY_GROUP
-from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName, part_name
 from cvm_batch.results.manifest import RunManifest, RunState, write_manifest
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.png import png
 from cvm_batch.results.schemas import TOPS, Adequacy, Status, cells_schema
 from cvm_batch.results.slides import SlideRow, commit_slides

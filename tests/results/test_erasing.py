@@ -21,13 +21,13 @@ from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.audit.log import Entry, Event, append
-from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.claims import Claims
 from cvm_batch.results.erasing import erase
 from cvm_batch.results.erasing.erase import erase_slide
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName, part_name, part_prefix
 from cvm_batch.results.manifest import RunState
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.processes import Process
 from cvm_batch.results.schemas import SLIDES
 from cvm_batch.results.sealing import exclusive

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvm_batch.errors import ResultsError
-from cvm_batch.results.cells import parquet_bytes
 from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.parquet import parquet_bytes
 
 
 def read_table(results: ResultsFolder, name: str, columns: Sequence[str] | None = None) -> pa.Table:

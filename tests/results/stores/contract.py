@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from cvm_batch.results.cells import parquet_bytes
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.stores.store import Store
 
 
