@@ -28,7 +28,11 @@ class JobsContract:
         assert ended.began
         assert ended.ended
         assert ended.began <= ended.ended
-        assert client.logs(request.submission_id).splitlines()[-2:] == ["one", "two"]
+        # The last lines may come a moment after the state.
+        deadline = time.monotonic() + 20
+        while (log := client.logs(request.submission_id)).splitlines()[-2:] != ["one", "two"]:
+            assert time.monotonic() < deadline, log
+            time.sleep(0.5)
         assert request.submission_id in {job.submission_id for job in client.jobs()}
         with pytest.raises(SubmissionTakenError):
             client.submit(request)
