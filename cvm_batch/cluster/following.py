@@ -13,7 +13,8 @@ _EVERY_SECONDS = 2.0
 #: The whole log comes each time: of a long one less often.
 _CHARACTERS_PER_SECOND = 200_000
 _MOST_SECONDS = 30.0
-#: An ended job's last lines may come a moment after its state. One that was killed has none.
+#: State and log come from different places, so that the last line is waited for a little. A job
+#: that was killed has none.
 _LATE_READS = 3
 #: Ray's own, before a job says anything; the command is long, and nobody typed it.
 _OF_RAY = ("Running entrypoint for job", "job_manager.py")
