@@ -13,6 +13,9 @@ _EVERY_SECONDS = 2.0
 #: The whole log comes each time: of a long one less often.
 _CHARACTERS_PER_SECOND = 200_000
 _MOST_SECONDS = 30.0
+#: State and log come from different places, so that the last line is waited for a little. A job
+#: that was killed has none.
+_LATE_READS = 3
 #: Ray's own, before a job says anything; the command is long, and nobody typed it.
 _OF_RAY = ("Running entrypoint for job", "job_manager.py")
 
@@ -31,11 +34,11 @@ def follow(
     Not by Ray's `tail_job_logs`, which ends with the connection. Raises ClusterUnreachableError
     where the cluster has not answered for ``patience_seconds``, and ClusterError.
     """
-    told, answered, lost = 0, now(), False
+    told, answered, lost, late = 0, now(), False, 0
     while True:
         wait = _EVERY_SECONDS
         try:
-            job = client.seen(submission_id)  # before the log: an ended job's log is whole
+            job = client.seen(submission_id)  # before the log, which then is the later one
             log = client.logs(submission_id)
         except ClusterUnreachableError as error:
             if now() - answered > patience_seconds:
@@ -47,11 +50,19 @@ def follow(
             if lost:
                 say("The connection is back.")
             answered, lost = now(), False
+            if job.state.ended and late < _LATE_READS and not _says_how_it_ended(log):
+                late += 1
+                sleep(wait)
+                continue
             told = _tell(log, told, job.state.ended, say)
             if job.state.ended:
                 return job, log
             wait = min(max(wait, len(log) / _CHARACTERS_PER_SECOND), _MOST_SECONDS)
         sleep(wait)
+
+
+def _says_how_it_ended(log: str) -> bool:
+    return any(map(is_ending, log.splitlines()[-3:]))
 
 
 def _tell(log: str, told: int, whole: bool, say: Callable[[str], None]) -> int:

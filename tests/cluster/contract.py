@@ -28,7 +28,9 @@ class JobsContract:
         assert ended.began
         assert ended.ended
         assert ended.began <= ended.ended
-        assert client.logs(request.submission_id).splitlines()[-2:] == ["one", "two"]
+        # Ray's own lines stand anywhere among them: they come from another process.
+        lines = client.logs(request.submission_id).splitlines()
+        assert [line for line in lines if line in ("one", "two")] == ["one", "two"]
         assert request.submission_id in {job.submission_id for job in client.jobs()}
         with pytest.raises(SubmissionTakenError):
             client.submit(request)

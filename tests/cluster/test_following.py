@@ -91,6 +91,12 @@ def test_a_dropped_connection_is_outlived() -> None:
     assert sum("No answer" in line for line in night.said) == 1
 
 
+def test_the_last_line_may_come_after_the_state() -> None:
+    night = Night(ends(JobState.SUCCEEDED, "first\n"), writes(f"{Ending(exit_code=3).line()}\n"))
+    assert night.followed().exit_code == 3
+    assert night.said == ["first"]
+
+
 def test_patience_ends() -> None:
     with pytest.raises(ClusterUnreachableError):
         Night(drops(10_000)).followed(patience=20)
