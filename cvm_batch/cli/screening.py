@@ -259,6 +259,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.alarm(0)  # by which Ray would abort soon, where it saw the signal first
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,11 @@ from ray.job_submission import JobSubmissionClient
 
 Answer = TypeVar("Answer")
 
+_NO_AGENT = "No available agent"
+_PASSING = ("status code 502", "status code 503", "status code 504", _NO_AGENT)
+#: From a head that answers to agents that do, on busy machines.
+_AGENT_SECONDS = 90.0
+_POLL_SECONDS = 2.0
 _REFUSED = (
     "The cluster at {address} does not accept the token: {why}. Put its token into a file that "
     "only you can read and name that in RAY_AUTH_TOKEN_PATH (or ~/.ray/auth_token)."
@@ -44,12 +50,19 @@ class RayJobs:
         )
 
     def submit(self, request: JobRequest) -> None:
-        try:
-            self._ask(lambda: self._submit(request))
-        except ClusterError as error:
-            if "already exists" in str(error):
-                raise SubmissionTakenError(str(error)) from error
-            raise
+        until = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return self._ask(lambda: self._submit(request))
+            except ClusterUnreachableError as error:
+                # Nothing was handed over: no node is up yet that could bear a driver.
+                if _NO_AGENT not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            except ClusterError as error:
+                if "already exists" in str(error):
+                    raise SubmissionTakenError(str(error)) from error
+                raise
 
     def _submit(self, request: JobRequest) -> None:
         self._client.submit_job(
@@ -88,8 +101,9 @@ class RayJobs:
             ) from error
         except (RuntimeError, ValueError) as error:
             told = str(error)
-            # While its head is started again, a proxy before it answers for it.
-            passing = any(f"status code {code}" in told for code in (502, 503, 504))
+            # While its head is started again, a proxy before it answers for it; a little later
+            # the head does, and has no node yet that could bear a driver.
+            passing = any(sign in told for sign in _PASSING)
             kind = ClusterUnreachableError if passing else ClusterError
             raise kind(f"The cluster at {self._address} says: {_last_line(told)}") from error
 

@@ -36,6 +36,7 @@ class RayCluster:
     def connect(self) -> None:
         """Connect once; raises UsageError where Ray cannot be reached or started."""
         if ray.is_initialized():
+            _take_sigterm_back()  # it may have been started by another thread
             return
         # A hospital's cluster calls nobody: off unless somebody has switched it on.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -130,6 +131,13 @@ def _knock(address: str | None) -> None:
     host, _, port = (address or "").rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _take_sigterm_back() -> None:
+    """Ray's C++ side puts absl's failure handler on SIGTERM, which calls ours, too, but prints a
+    stack and aborts the process three seconds later. Only the main thread can put ours back."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def _leases(folder: Path, replicas: int, leases: int) -> dict[str, float]:
         results=folder,
         run=RunName.new(datetime.now(UTC)),
     )
-    with closing(RayExecutor(replicas=replicas)) as executor:
+    with closing(RayExecutor(address="auto", replicas=replicas)) as executor:
+        executor.hardware()  # cuts the replicas
         executor.start(spec)
         ready: list[int] = []
         while len(ready) < replicas:
