@@ -25,10 +25,11 @@ import ray
 from cvm_batch.cli import cli
 from cvm_batch.cluster.ending import Ending
 from cvm_batch.cluster.visibility import Needs
-from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from nodes import check_nodes
+from telling import told
 
 
 @click.command()
@@ -37,20 +38,16 @@ from nodes import check_nodes
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def main(inputs: tuple[str, ...], write: str, command: tuple[str, ...]) -> int:
     """Run COMMAND, and say on the last line how it ended."""
+    return told(lambda: _run(inputs, Path(write), command))
+
+
+def _run(inputs: tuple[str, ...], write: Path, command: tuple[str, ...]) -> Ending:
+    _check(inputs, write)
     try:
-        _check(inputs, Path(write))
         code = cli.main([*command, "--address", "auto"], standalone_mode=False)
-        ending = Ending(exit_code=code if isinstance(code, int) else ExitCode.COMPLETE)
     except SystemExit as error:
-        ending = Ending(exit_code=error.code if isinstance(error.code, int) else ExitCode.ABORTED)
-    except (CvmBatchError, click.ClickException) as error:
-        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        code = ExitCode.USAGE if isinstance(error, click.ClickException) else error.exit_code
-        click.echo(f"Error: {told}", err=True)
-        ending = Ending(exit_code=code, error=told)
-    sys.stderr.flush()
-    click.echo(ending.line())
-    return ending.process_code
+        return Ending(exit_code=error.code if isinstance(error.code, int) else ExitCode.ABORTED)
+    return Ending(exit_code=code if isinstance(code, int) else ExitCode.COMPLETE)
 
 
 def _check(inputs: tuple[str, ...], folder: Path) -> None:

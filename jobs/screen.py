@@ -33,7 +33,7 @@ from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.submit import asked_by_arguments
 from cvm_batch.cluster.ending import Ending
 from cvm_batch.cluster.visibility import Needs
-from cvm_batch.errors import CvmBatchError, ExitCode, UsageError
+from cvm_batch.errors import UsageError
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
 from cvm_batch.results.folder import ResultsFolder
@@ -41,6 +41,7 @@ from cvm_batch.results.layout import RunName
 from cvm_batch.screening.run import bundle_everywhere
 from cvm_batch.screening.settings import Settings
 from nodes import check_nodes
+from telling import told
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -66,28 +67,25 @@ def main(
     arguments: tuple[str, ...],
 ) -> int:
     """Screen, and say on the last line how it ended."""
-    try:
+
+    def work() -> Ending:
         _check_version(client_version)
         if as_json:
             settings = Settings.from_json(json.loads(as_json))
             webhook = os.environ.get("CVM_BATCH_NOTIFY_WEBHOOK")
             notices = notices_for(notify_webhook=webhook, notify_mail=notify_mail)
-        else:
-            mails = [word for mail in notify_mail for word in ("--notify-mail", mail)]
-            defaults = Config.read(cli, config).options.get("submit", {})
-            asked = asked_by_arguments([*mails, *arguments], defaults)
-            settings, notices = asked.settings, asked.notices
-            log_json = log_json or asked.log_json
-            no_report = no_report or not asked.with_report
-        ending = _screen(settings, notices, log_json=log_json, with_report=not no_report)
-    except (CvmBatchError, click.ClickException) as error:
-        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        code = ExitCode.USAGE if isinstance(error, click.ClickException) else error.exit_code
-        click.echo(f"Error: {told}", err=True)
-        ending = Ending(exit_code=code, error=told)
-    sys.stderr.flush()
-    click.echo(ending.line())
-    return ending.process_code
+            return _screen(settings, notices, log_json=log_json, with_report=not no_report)
+        mails = [word for mail in notify_mail for word in ("--notify-mail", mail)]
+        defaults = Config.read(cli, config).options.get("submit", {})
+        asked = asked_by_arguments([*mails, *arguments], defaults)
+        return _screen(
+            asked.settings,
+            asked.notices,
+            log_json=log_json or asked.log_json,
+            with_report=asked.with_report and not no_report,
+        )
+
+    return told(work)
 
 
 def _screen(settings: Settings, notices: Notices, *, log_json: bool, with_report: bool) -> Ending:
