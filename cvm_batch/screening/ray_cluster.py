@@ -35,9 +35,11 @@ class RayCluster:
 
     def connect(self) -> None:
         """Connect once; raises UsageError where Ray cannot be reached or started."""
-        if ray.is_initialized():
-            _take_sigterm_back()  # it may have been started by another thread
-            return
+        with _our_sigterm():
+            if not ray.is_initialized():
+                self._start()
+
+    def _start(self) -> None:
         # A hospital's cluster calls nobody: off unless somebody has switched it on.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -50,8 +52,7 @@ class RayCluster:
             }
         try:
             _knock(self.address)
-            with _our_signal_handlers():
-                ray.init(address=self.address or "local", **options)
+            ray.init(address=self.address or "local", **options)
         except (OSError, RuntimeError, ValueError) as error:
             where = self.address or "on this machine"
             raise UsageError(
@@ -133,21 +134,17 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _take_sigterm_back() -> None:
-    """Ray's C++ side puts absl's failure handler on SIGTERM, which calls ours, too, but prints a
-    stack and aborts the process three seconds later. Only the main thread can put ours back."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
 @contextmanager
-def _our_signal_handlers() -> Iterator[None]:
-    """Keep SIGTERM's handler: ray.init puts one of its own there, which ends the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _our_sigterm() -> Iterator[None]:
+    """Keep SIGTERM's handler, or take it back, which only the main thread can.
+
+    ray.init puts one of its own there, which ends the process. And its C++ side puts absl's failure
+    handler below, also where another thread started Ray: that calls ours, but prints a stack
+    and aborts the process three seconds later.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
