@@ -79,13 +79,8 @@ class Validation:
         cls, worklist: Worklist, labels: Mapping[str, bool], thresholds: Sequence[float]
     ) -> Validation:
         """Raises UsageError where no labelled slide is complete."""
-        there = {entry.slide_id: entry for entry in worklist.entries}
-        labelled = [there[slide_id] for slide_id in labels if slide_id in there]
-        scores = {
-            entry.slide_id: entry.slide_score
-            for entry in labelled
-            if entry.status is Status.COMPLETE and entry.slide_score is not None
-        }
+        there = {entry.slide_id for entry in worklist.entries}
+        scores = {slide: score for slide, score in _scores(worklist).items() if slide in labels}
         if not scores:
             raise UsageError(
                 f"None of {len(labels)} labelled slides is complete in the results. Check the "
@@ -93,8 +88,8 @@ class Validation:
             )
         return cls(
             points=[_at(threshold, scores, labels) for threshold in thresholds],
-            not_complete=sorted(e.slide_id for e in labelled if e.slide_id not in scores),
-            missing=sorted(set(labels) - set(there)),
+            not_complete=sorted((there & labels.keys()) - scores.keys()),
+            missing=sorted(labels.keys() - there),
         )
 
     def to_json(self) -> dict[str, Any]:
