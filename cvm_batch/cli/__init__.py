@@ -15,9 +15,9 @@ import click
 
 import cvm_batch
 from cvm_batch.cli.config import CONFIG_VARIABLE, Config
-from cvm_batch.cli.console import printable
 from cvm_batch.cli.loading import LazyGroup
 from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.texts import printable
 
 _COMMANDS = {
     "compare": "compare:compare",

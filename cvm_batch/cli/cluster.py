@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from cvm_batch.cli.console import STDERR, STDOUT, printable
+from cvm_batch.cli.console import STDERR, STDOUT
 from cvm_batch.cluster.doors import check_dashboard, check_driver_address, is_jobs_address
 from cvm_batch.cluster.ending import Ending, ending_of
 from cvm_batch.cluster.following import follow
 from cvm_batch.errors import ExitCode, UsageError
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.cluster.jobs import JobsClient

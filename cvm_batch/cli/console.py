@@ -26,10 +26,3 @@ STDERR = _console(stderr=True)
 def print_json(value: Any) -> None:
     """Print for a script: never wrapped, never coloured."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def printable(text: str) -> str:
-    """``text`` on one line; slide names may hold newlines and control characters."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -13,9 +13,10 @@ import click
 from rich.table import Table
 
 from cvm_batch.cli.cluster import connect, connecting_options
-from cvm_batch.cli.console import STDOUT, print_json, printable
+from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.texts import printable
 
 _GIB = 2**30
 _LEAST_MEMORY, _LEAST_SHARED, _LEAST_DISK = 4 * _GIB, 256 * 2**20, 10 * _GIB

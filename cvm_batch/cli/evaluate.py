@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cvm_batch.cli.console import print_json, printable
+from cvm_batch.cli.console import print_json
 from cvm_batch.cli.results_root import ResultsRoot, results_option
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.results.roc import Roc

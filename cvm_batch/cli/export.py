@@ -13,10 +13,11 @@ import click
 import numpy as np
 from rich.table import Table
 
-from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
+from cvm_batch.cli.console import STDERR, STDOUT, print_json
 from cvm_batch.cli.opening import opened_for_model, opening_options, slides_at
 from cvm_batch.cli.progress import progress_on, speed_and_time_left
 from cvm_batch.errors import ExitCode, SlideError, UsageError
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.archives.address import SlideAddress

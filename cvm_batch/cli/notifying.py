@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cvm_batch.cli.console import STDERR, printable
+from cvm_batch.cli.console import STDERR
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.notices.sending import Channel, Notices

@@ -11,8 +11,9 @@ import click
 
 from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
-from cvm_batch.cli.console import STDERR, printable
+from cvm_batch.cli.console import STDERR
 from cvm_batch.errors import NoSlidesError, SlideError
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.archives.tables.slides import ListedSlide

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cvm_batch.cli.console import STDOUT, print_json, printable
+from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.opening import opened_for_model, opening_options
 from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import manifests
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.screening.plan import Plan

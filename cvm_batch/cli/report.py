@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
+from cvm_batch.cli.console import STDERR, STDOUT, print_json
 from cvm_batch.cli.query import refuse_within
 from cvm_batch.cli.results_root import ResultsRoot, results_option
 from cvm_batch.errors import ExitCode
 from cvm_batch.pseudonyms import Pseudonyms
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.results.report.writing import Written

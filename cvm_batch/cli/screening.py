@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.table import Table
 
-from cvm_batch.cli.console import STDERR, STDOUT, printable
+from cvm_batch.cli.console import STDERR, STDOUT
 from cvm_batch.cli.notifying import notice_options, notices_for
 from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.priority import SlidePriority
@@ -29,6 +29,7 @@ from cvm_batch.logs import log_event
 from cvm_batch.logs import log_json as log_json_to
 from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.schemas import Status
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.notices.sending import Notices

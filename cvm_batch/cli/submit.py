@@ -20,12 +20,13 @@ from cvm_batch.cli.cluster import (
     handing_over_options,
     runtime_env,
 )
-from cvm_batch.cli.console import STDERR, STDOUT, print_json, printable
+from cvm_batch.cli.console import STDERR, STDOUT, print_json
 from cvm_batch.cli.notifying import notices_for
 from cvm_batch.cli.results_root import ResultsRoot
 from cvm_batch.cli.screening import print_summary, screen, screening_options, settings_of
 from cvm_batch.cluster.doors import is_jobs_address
 from cvm_batch.errors import ExitCode, UsageError
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.model.bundle import Bundle

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 
-from cvm_batch.cli.console import printable
 from cvm_batch.errors import UsageError
+from cvm_batch.texts import printable
 
 _MAX_WIDTH = 60
 #: What a spreadsheet takes for the beginning of a formula.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from cvm_batch.cli.console import STDOUT, print_json, printable
+from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.opening import each_slide, opened_for, reading_options, slides_at
 from cvm_batch.errors import BundleError, ExitCode, SlideError
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.archives.opening import OpenOptions

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cvm_batch.cli.console import printable
 from cvm_batch.cli.query import refuse_within
 from cvm_batch.cli.results_root import results_option
 from cvm_batch.errors import ExitCode
+from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.results.roc import Roc

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cvm_batch.cli import cli
-from cvm_batch.cli.console import printable
 from cvm_batch.errors import CvmBatchError, ResultsError, UsageError
 from cvm_batch.pseudonyms import KEY_VARIABLE, Pseudonyms
 from cvm_batch.results.exporting.summary import schema
 from cvm_batch.results.verifying import verify_results
+from cvm_batch.texts import printable
 from tests.archives.object_store import serving_s3
 from tests.results.nights import HOSTILE, Night, content
 

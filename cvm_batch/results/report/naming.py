@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.layout import part_prefix
+from cvm_batch.texts import printable
 
 #: Longer names are shown with their middle left out, where there is a table around them.
 _SHORT = 64
@@ -25,7 +26,7 @@ class Names:
 
     def of(self, slide_id: str) -> str:
         """For people, whole."""
-        return self.pseudonyms.of(slide_id) if self.pseudonyms else visible(slide_id)
+        return self.pseudonyms.of(slide_id) if self.pseudonyms else printable(slide_id)
 
     def short(self, slide_id: str) -> str:
         """For a row of a table."""
@@ -44,11 +45,4 @@ class Names:
 
     def told(self, text: str | None) -> str | None:
         """A message that may quote a slide's name, or None where that must not be shown."""
-        return None if text is None or self.withheld else visible(text)
-
-
-def visible(text: str) -> str:
-    """``text`` without characters that turn text around, break lines or cannot be seen."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return None if text is None or self.withheld else printable(text)

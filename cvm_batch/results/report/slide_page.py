@@ -15,11 +15,12 @@ from cvm_batch.results.exporting.colours import colour_of
 from cvm_batch.results.exporting.geojson import GeoJson
 from cvm_batch.results.report.charts import Scatter, scatter
 from cvm_batch.results.report.gather import RunData
-from cvm_batch.results.report.naming import Names, visible
+from cvm_batch.results.report.naming import Names
 from cvm_batch.results.report.thumbnails import Thumbnail, thumbnail
 from cvm_batch.results.report.wording import advice_on, group_name
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.worklist import Entry
+from cvm_batch.texts import printable
 
 #: Of the most suspicious cells, so many make a slide's score.
 TOP_CELLS = 20
@@ -98,7 +99,7 @@ def _cells(tops: pa.Table, names: Names) -> Iterator[Cell]:
         known = cell["cell_id"] is not None and not names.withheld
         yield Cell(
             number=number,
-            name=visible(cell["cell_id"]) if known else f"#{cell['index']}",
+            name=printable(cell["cell_id"]) if known else f"#{cell['index']}",
             class_name=cell["class"],
             colour=hexadecimal(cell["class"]),
             confidence=cell["confidence"],
@@ -169,7 +170,7 @@ def _geojson(tops: pa.Table, entry: Entry, names: Names) -> str | None:
 
 
 def _visible_map(values: Mapping[str, str]) -> dict[str, str]:
-    return {visible(key): visible(value or "") for key, value in values.items()}
+    return {printable(key): printable(value or "") for key, value in values.items()}
 
 
 def hexadecimal(class_name: str) -> str:

@@ -10,9 +10,10 @@ import pytest
 from cvm_batch.cli import cli
 from cvm_batch.errors import Reason
 from cvm_batch.results.manifest import RunState
-from cvm_batch.results.report.naming import Names, visible
+from cvm_batch.results.report.naming import Names
 from cvm_batch.results.report.wording import ADVICE, LISTS, advice_on, ending_of
 from cvm_batch.results.worklist import Worklist
+from cvm_batch.texts import printable
 
 
 def test_every_reason_has_advice() -> None:
@@ -68,7 +69,7 @@ def test_endings(told: dict[str, Any], state: str, title: str, sentence: str) ->
 
 
 def test_names_are_made_visible() -> None:
-    assert visible("a\u202eb\nc\x1b[31m") == r"a\u202eb\nc\x1b[31m"
+    assert printable("a\u202eb\nc\x1b[31m") == r"a\u202eb\nc\x1b[31m"
     assert Names().of("ÄÖ 玻片.svs") == "ÄÖ 玻片.svs"
     assert len(Names().short("x" * 300)) == 64
     assert len(Names().file("a/../../b<script>")) == 16

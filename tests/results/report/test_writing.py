@@ -24,11 +24,11 @@ from cvm_batch.results.layout import RunName, part_prefix
 from cvm_batch.results.manifest import RunState, rewrite_manifest
 from cvm_batch.results.reading import Results
 from cvm_batch.results.report import slides as slides_module
-from cvm_batch.results.report.naming import visible
 from cvm_batch.results.report.writing import write_report
 from cvm_batch.results.slides import commit_slides
 from cvm_batch.results.verifying import verify_results
 from cvm_batch.results.worklist import Worklist
+from cvm_batch.texts import printable
 from tests.archives.object_store import serving_s3
 from tests.results.nights import HOSTILE, Night
 from tests.results.report.conftest import files_of, read
@@ -173,7 +173,7 @@ def test_failures_say_why_and_what_to_do(reported: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_shown_and_do_nothing(reported: Path, name: str) -> None:
     page = read(reported / "slides" / f"{part_prefix(name)}.html")
-    assert visible(name) in "".join(Seen(page).text)
+    assert printable(name) in "".join(Seen(page).text)
     for _, text in pages(reported):
         assert "<script>alert" not in text
         assert not re.search("[\u202e\x1b]", text)
@@ -193,7 +193,7 @@ def test_pseudonyms_leave_no_name_anywhere(
     files = files_of(report)
     for name in names:
         assert f"slides/{pseudonyms.of(name)}.html" in files
-        hidden = [*spellings(name), *spellings(visible(name)), part_prefix(name).encode()]
+        hidden = [*spellings(name), *spellings(printable(name)), part_prefix(name).encode()]
         for path, content in files.items():
             assert not [one for one in hidden if one in content], path
             assert not [one for one in hidden if one in decoded(content)], path
