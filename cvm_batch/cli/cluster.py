@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -166,12 +165,38 @@ def everywhere(path: str | Path) -> str:
     return text if is_remote(text) else str(Path(text).absolute())
 
 
-@contextmanager
-def runtime_env(handing: Handing, bundle: Path | None) -> Iterator[dict[str, Any]]:
-    from cvm_batch.cluster.shipping import shipped
+def hand_over(
+    address: str,
+    handing: Handing,
+    job: str,
+    arguments: Sequence[str],
+    configuration: Mapping[str, Any],
+    *,
+    bundle: Path | None = None,
+    **about: Any,
+) -> tuple[JobsClient, str]:
+    """Submit the ``job`` of jobs/; the cluster, and the job's submission ID there.
 
-    with shipped(bundle=bundle, code=handing.ship_code) as environment:
-        yield environment
+    ``bundle`` is shipped along; ``about`` goes to `submit_job`. Raises ClusterError.
+    """
+    from cvm_batch.cluster.shipping import shipped
+    from cvm_batch.cluster.submission import submit_job
+
+    client = connect(
+        address, ca_file=handing.ca_file, allow_open_cluster=handing.allow_open_cluster
+    )
+    with shipped(bundle=bundle, code=handing.ship_code) as runtime_env:
+        submission_id = submit_job(
+            client,
+            job,
+            arguments,
+            configuration,
+            placement=handing.placement(runtime_env),
+            now=datetime.now().astimezone(),
+            **about,
+        )
+    STDERR.print(f"Submitted to {address} as {submission_id}", soft_wrap=True)
+    return client, submission_id
 
 
 def hand_over_command(
@@ -181,26 +206,13 @@ def hand_over_command(
 
     ``see``: what every node must see, ``write``: the folder in which it must see what others write.
     """
-    from cvm_batch.cluster.submission import submit_job
-
     command = context.command.name or ""
     words = [command, *_words_of(context)]
-    client = connect(
-        address, ca_file=handing.ca_file, allow_open_cluster=handing.allow_open_cluster
-    )
     arguments = [word for path in see for word in ("--see", everywhere(path))]
     arguments += ["--write", everywhere(write), "--", *words]
-    with runtime_env(handing, None) as environment:
-        submission_id = submit_job(
-            client,
-            "command",
-            arguments,
-            {"words": words},
-            placement=handing.placement(environment),
-            now=datetime.now().astimezone(),
-            label=command,
-        )
-    STDERR.print(f"Submitted to {address} as {submission_id}", soft_wrap=True)
+    client, submission_id = hand_over(
+        address, handing, "command", arguments, {"words": words}, label=command
+    )
     if not handing.follow:
         STDOUT.print(submission_id)
         return ExitCode.COMPLETE

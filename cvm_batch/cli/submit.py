@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +13,10 @@ import click
 from cvm_batch.cli.cluster import (
     Handing,
     check_direct,
-    connect,
     everywhere,
     follow_to_end,
+    hand_over,
     handing_over_options,
-    runtime_env,
 )
 from cvm_batch.cli.console import STDERR, STDOUT, print_json
 from cvm_batch.cli.notifying import notices_for
@@ -103,8 +101,6 @@ def asked_by_arguments(arguments: Sequence[str], defaults: Mapping[str, Any]) ->
 
 
 def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: Any) -> int:
-    from cvm_batch.cluster.submission import submit_job
-
     mails, webhook = options.pop("notify_mail"), options.pop("notify_webhook")
     log_json, with_report = options.pop("log_json"), options.pop("with_report")
     if webhook:
@@ -114,27 +110,21 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
         )
     settings, bundle = _for_nodes(settings_of(**options), ship_bundle)
     digest = bundle.digest if bundle else None
-    address = options["address"]
-    client = connect(
-        address, ca_file=handing.ca_file, allow_open_cluster=handing.allow_open_cluster
-    )
     configuration = asdict(settings)
     arguments = ["--settings", json.dumps(configuration, default=str)]
     arguments += ["--client-version", _version()]
     arguments += [word for mail in mails for word in ("--notify-mail", mail)]
     arguments += ["--log-json"] * log_json
     arguments += ["--no-report"] * (not with_report)
-    with runtime_env(handing, bundle.path if bundle else None) as environment:
-        submission_id = submit_job(
-            client,
-            "screen",
-            arguments,
-            {**configuration, "shipped": digest},
-            placement=handing.placement(environment),
-            metadata={"out": str(settings.out), "model": settings.model},
-            now=datetime.now().astimezone(),
-        )
-    STDERR.print(f"Submitted to {address} as {submission_id}", soft_wrap=True)
+    client, submission_id = hand_over(
+        options["address"],
+        handing,
+        "screen",
+        arguments,
+        {**configuration, "shipped": digest},
+        bundle=bundle.path if bundle else None,
+        metadata={"out": str(settings.out), "model": settings.model},
+    )
     if not handing.follow:
         if as_json:
             print_json({"submission_id": submission_id})

@@ -135,8 +135,10 @@ class TokenCluster:
         self.nodes.clear()
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
-    def run(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        """`cvm-batch` as a user outside types it."""
+    def run(
+        self, *arguments: object, timeout: float = 280, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`cvm-batch` as a user outside types it; ``more`` is in its environment."""
         command = [sys.executable, "-m", "cvm_batch", *map(str, arguments)]
         return subprocess.run(
             command,
@@ -144,7 +146,7 @@ class TokenCluster:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=timeout,
             check=False,
         )
 

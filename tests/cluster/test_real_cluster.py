@@ -28,6 +28,7 @@ from cvm_batch.screening.settings import ExecutorKind, Settings
 from tests.archives import making
 from tests.cluster.contract import JobsContract, named, wait_for
 from tests.cluster.real import ROOT, TokenCluster
+from tests.cluster.relay import Relay
 from tests.faults.comparing import Found, assert_equal, assert_tidy, read_night, rows_of
 from tests.faults.kill_night import slide_of
 from tests.screening.test_run import flip_byte_in_member
@@ -106,9 +107,11 @@ def test_no_secret_in_lists_of_processes_and_logs(cluster: TokenCluster) -> None
 class Outside:
     """A submit that is followed by a process of its own."""
 
-    def __init__(self, cluster: TokenCluster, *arguments: object) -> None:
+    def __init__(
+        self, cluster: TokenCluster, *arguments: object, address: str | None = None
+    ) -> None:
         self.cluster = cluster
-        command = ["submit", *arguments, *AS_LOCAL, "--address", cluster.address]
+        command = ["submit", *arguments, *AS_LOCAL, "--address", address or cluster.address]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cvm_batch", *map(str, command)],
             env=cluster.client_environment,
@@ -301,3 +304,44 @@ def test_the_command_of_kubernetes_nights(
     events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     told = {event["slide_id"]: event["status"] for event in events if "slide_id" in event}
     assert told == {"00.zip": "complete", "01.zip": "failed"}
+
+
+def test_only_who_trusts_the_certificate_asks_over_tls(
+    cluster: TokenCluster, tmp_path: Path
+) -> None:
+    relay = Relay.with_tls(cluster.dashboard, tmp_path / "ca.pem")
+    address = f"https://localhost:{relay.port}"
+    listed = cluster.run("list", "--address", address, "--ca-file", tmp_path / "ca.pem", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert isinstance(json.loads(listed.stdout), list)
+    strange = cluster.run("list", "--address", address)
+    assert strange.returncode == ClusterError.exit_code
+    assert "--ca-file" in strange.stderr
+    relay.cut()
+
+
+@pytest.mark.campaign
+def test_a_night_over_tls_and_a_line_that_drops(
+    cluster: TokenCluster, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Followed to the real end, each line said once, though nobody answered for a while."""
+    slides, results = write_slides(tmp_path / "slides", 40, 60), tmp_path / "results"
+    relay = Relay.with_tls(cluster.dashboard, tmp_path / "ca.pem")
+    night = Outside(
+        *(cluster, slides, "--model", tiny_bundle.path, "--out", results, "--batch-size", 1),
+        *("--ca-file", tmp_path / "ca.pem"),
+        address=f"https://localhost:{relay.port}",
+    )
+    night.wait_for_rows(results)
+    before = relay.connections
+    relay.cut()
+    time.sleep(8)
+    assert relay.connections == before > 0
+    relay.restore()
+    code, output = night.ended()
+    relay.cut()
+    assert code == 0, output
+    assert output.count("The run goes on there; trying again.") == 1
+    assert output.count("The connection is back.") == 1
+    assert output.count("40 slides: 40 complete") == 1
+    assert_equal(read_night(results), locally(slides, tiny_bundle, tmp_path / "local"))
