@@ -1,4 +1,4 @@
-"""The per-cell tables, written by the replicas: one file per attempt at a part."""
+"""The per-cell tables, written by the replicas: a file for one or several parts of a lease."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import RunName, part_name
+from cvm_batch.results.layout import RunName
 from cvm_batch.results.parquet import parquet_bytes
-from cvm_batch.results.png import png
+from cvm_batch.results.png import png_files
 from cvm_batch.results.schemas import TOPS, cells_schema
 
 #: The columns with a dictionary. One of numbers that hardly ever repeat takes three times as
@@ -63,44 +63,63 @@ class CellColumns:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoundCells:
+    """What was found in one part of a slide."""
+
+    slide_id: str
+    cells: CellColumns
+    """By index; at least one."""
+    tops: CellColumns | None
+    """The most suspicious of them, k rows; None where the bundle has no primary group."""
+    top_tiles: Sequence[NDArray[np.uint8]]
+    """[k] of [h, w, 3]."""
+
+
 class PartFiles:
-    """Writes the cells and tops of parts of one run."""
+    """Writes the cells and tops of parts of one run, several parts to a file.
+
+    A file for each would cost a part of a hundred cells more than its classification. Each part
+    is a row group, so that one slide's cells are read without the others'.
+    """
 
     def __init__(self, results: ResultsFolder, run: RunName, class_names: Sequence[str]) -> None:
         self._results = results
         self._run = run
         self._class_names = list(class_names)
 
-    def write_cells(self, slide_id: str, start: int, attempt: int, cells: CellColumns) -> str:
-        """Commit the part's cells; return the file's path in the results folder."""
+    def write_cells(self, name: str, found: Sequence[FoundCells]) -> str:
+        """Commit the cells of at least one part; return the file's path in the results folder."""
         classes = len(self._class_names)
-        columns = self._columns(slide_id, cells)
+        pieces = [one.cells for one in found]
+        cells = CellColumns.concatenate(pieces)
+        columns = self._columns(found, pieces, cells)
         flat = pa.array(cells.probabilities.reshape(-1), pa.float32())
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, classes)
         table = pa.table(columns, schema=cells_schema(classes))
-        return self._publish(self._run.cells_folder / part_name(slide_id, start, attempt), table)
+        return self._publish(self._run.cells_folder / name, table, pieces)
 
-    def write_tops(
-        self,
-        slide_id: str,
-        start: int,
-        attempt: int,
-        cells: CellColumns,
-        tiles: Sequence[NDArray[np.uint8]],
-    ) -> str:
-        """Commit the part's most suspicious cells with their tiles uint8 [h, w, 3]."""
-        columns = self._columns(slide_id, cells)
-        columns["png"] = pa.array([png(tile) for tile in tiles], pa.binary())
-        table = pa.table(columns, schema=TOPS)
-        return self._publish(self._run.tops_folder / part_name(slide_id, start, attempt), table)
+    def write_tops(self, name: str, found: Sequence[FoundCells]) -> str | None:
+        """Commit the parts' most suspicious cells with their tiles; None where they have none."""
+        pieces = [one.tops for one in found if one.tops is not None]
+        if not pieces:
+            return None
+        columns = self._columns(found, pieces, CellColumns.concatenate(pieces))
+        files = [file for one in found for file in png_files(one.top_tiles)]
+        columns["png"] = pa.array(files, pa.binary())
+        return self._publish(self._run.tops_folder / name, pa.table(columns, schema=TOPS), pieces)
 
-    def _columns(self, slide_id: str, cells: CellColumns) -> dict[str, pa.Array]:
+    def _columns(
+        self, found: Sequence[FoundCells], pieces: Sequence[CellColumns], cells: CellColumns
+    ) -> dict[str, pa.Array]:
+        """``pieces``: of each that was found, in turn; ``cells``: all of them."""
         n = len(cells)
         best = cells.probabilities.argmax(axis=1).astype(np.int32)
-        zeros = pa.array(np.zeros(n, np.int32))
+        owner = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece) for piece in pieces])
+        names = pa.array([one.slide_id for one in found])
         p_primary = pa.nulls(n, pa.float32()) if cells.p_primary is None else cells.p_primary
         return {
-            "slide_id": pa.DictionaryArray.from_arrays(zeros, pa.array([slide_id])),
+            "slide_id": pa.DictionaryArray.from_arrays(owner, names),
             "index": pa.array(cells.index),
             "cell_id": pa.array(cells.cell_id, pa.string()),
             "x": pa.array(cells.xy[:, 0], from_pandas=True),
@@ -111,9 +130,14 @@ class PartFiles:
             "p_primary": pa.array(p_primary, pa.float32()),
         }
 
-    def _publish(self, path: object, table: pa.Table) -> str:
+    def _publish(self, path: object, table: pa.Table, pieces: Sequence[CellColumns]) -> str:
         # Tiles always, but of a few numbers there is nothing to gain.
-        compression = "zstd" if len(table) >= _MANY_ROWS else {"png": "zstd"}
-        data = parquet_bytes(table, compression=compression, use_dictionary=_REPEATING)
+        many = len(table) >= _MANY_ROWS * len(pieces)
+        data = parquet_bytes(
+            table,
+            row_groups=list(map(len, pieces)),
+            compression="zstd" if many else {"png": "zstd"},
+            use_dictionary=_REPEATING,
+        )
         self._results.publish(str(path), data)
         return str(path)

@@ -65,11 +65,12 @@ class RunName:
         return self.slides_folder / f"{self.run_id}-{number:05d}.parquet"
 
 
-def part_name(slide_id: str, start: int, attempt: int) -> str:
-    """File name of one attempt at one part; a slide_id may hold what no file name can."""
-    return f"{part_prefix(slide_id)}-{start:09d}-{attempt}.parquet"
+def lease_file(lease: int, number: int) -> str:
+    """Name of the ``number``-th file of what a lease's parts hold. It says nothing of the slides,
+    whose names may be a patient's."""
+    return f"lease-{lease:08d}-{number:03d}.parquet"
 
 
-def part_prefix(slide_id: str) -> str:
-    """What the names of all files of a slide's parts begin with."""
+def slide_stem(slide_id: str) -> str:
+    """What files of one slide are called by; a slide_id may hold what no file name can."""
     return hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]

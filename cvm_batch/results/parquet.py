@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def parquet_bytes(table: pa.Table, **options: Any) -> memoryview:
-    """``table`` as the content of a Parquet file; ``options`` as `write_table` has them."""
+def parquet_bytes(
+    table: pa.Table, *, row_groups: Sequence[int] | None = None, **options: Any
+) -> memoryview:
+    """``table`` as the content of a Parquet file; ``options`` as `ParquetWriter` has them.
+
+    ``row_groups``: the rows of each row group, one after the other; they sum to the table's.
+    """
     sink = pa.BufferOutputStream()
     # Page checksums: pyarrow and DuckDB tell damage from data only where they are written.
-    pq.write_table(table, sink, **{"compression": "zstd", **options}, write_page_checksum=True)
+    options = {"compression": "zstd", **options, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
+        start = 0
+        for rows in [len(table)] if row_groups is None else row_groups:
+            writer.write_table(table.slice(start, rows))
+            start += rows
     return memoryview(sink.getvalue())

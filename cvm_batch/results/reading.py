@@ -167,21 +167,23 @@ class Results:
         else:
             schema = CELLS if view is View.CELLS else TOPS
             self._register(f"{view}_read", self._named(schema, f"{view}_files"))
-            read = self._connection.table(f"{view}_read").filter("slide_id = of_slide")
+            read = self._connection.table(f"{view}_read")
             read.project("of_slide AS slide_id, * EXCLUDE (of_slide, slide_id)").create_view(view)
         self._there.add(view)
 
-    def _named(self, schema: pa.Schema, column: str) -> ds.FileSystemDataset:
+    def _named(self, schema: pa.Schema, column: str) -> ds.Dataset:
         """What the newest rows name: a fragment for each file and slide in it.
 
         A slide asked for by its name costs its own files alone.
         """
         slides = self._connection.table("slides")
+        named = slides.project(f"slide_id, unnest({column}) AS file").order("file").fetchall()
         fragments = [
-            self._fragment(file, pc.field(_OF_SLIDE.name) == slide_id)
-            for slide_id, file in slides.project(f"slide_id, unnest({column})").fetchall()
+            self._fragment(file, pc.field(_OF_SLIDE.name) == slide_id) for slide_id, file in named
         ]
-        return self._dataset(schema.append(_OF_SLIDE), fragments)
+        dataset = self._dataset(schema.append(_OF_SLIDE), fragments)
+        # Arrow knows which slide a fragment is read for, and skips the others' row groups.
+        return dataset.filter(pc.field("slide_id") == pc.field(_OF_SLIDE.name))
 
     def _fragment(self, name: str, where: pc.Expression | None = None) -> ds.ParquetFileFragment:
         return _FORMAT.make_fragment(self._folder.path_of(name), self._filesystem, where)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,8 @@ from cvm_batch.results.manifest import RunState, manifest_names
 from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema
 from cvm_batch.results.slides import batch_names
 
+#: Read tables of cells and tops, of which several slides may share one.
+_TABLES_KEPT = 8
 #: Columns that tables of an earlier schema version lack.
 _LATER = frozenset(("priority", "preparation", "listed", "padded", "top_classes"))
 
@@ -85,6 +88,8 @@ class _Verification:
         self._results = results
         self._findings: list[Finding] = []
         self._cells = 0
+        # Slides that share a file mostly end one after the other.
+        self._table = lru_cache(maxsize=_TABLES_KEPT)(self._read)
 
     def verdict(self) -> ResultsVerdict:
         runs = self._check_manifests()
@@ -143,7 +148,7 @@ class _Verification:
     def _check_slide(self, batch: str, row: dict[str, Any]) -> None:
         for name in row["tops_files"]:
             try:
-                self._read(name, TOPS)
+                self._table(name, TOPS)
             except _DamagedError as error:
                 self._found(name, f"{error} (of the slide {row['slide_id']!r})")
         cells = self._cells_of(row)
@@ -170,11 +175,11 @@ class _Verification:
 
     def _read_cells(self, name: str, row: dict[str, Any]) -> pa.Table:
         """A cells file of the slide that ``row`` is of. Raises _DamagedError."""
-        table = self._read(name, cells_schema(len(_counts(row) or ())))
-        slides = pc.unique(table["slide_id"].cast(pa.string())).to_pylist()
-        if slides not in ([row["slide_id"]], []):
-            raise _DamagedError("holds cells of another slide")
-        return table
+        table = self._table(name, cells_schema(len(_counts(row) or ())))
+        mine = table.filter(pc.equal(table["slide_id"].cast(pa.string()), row["slide_id"]))
+        if not mine.num_rows:
+            raise _DamagedError("holds no cells of the slide")
+        return mine
 
     def _read(self, name: str, schema: pa.Schema) -> pa.Table:
         """Raises _DamagedError."""

@@ -18,6 +18,7 @@ from cvm_batch.model.engine import Classified, default_device
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
+from cvm_batch.screening.finishing import Finishing
 from cvm_batch.screening.shelf import Shelf, opener
 from cvm_batch.screening.tally import PartTally
 from cvm_batch.screening.versions import versions
@@ -27,7 +28,7 @@ from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpe
 #: waits.
 _BATCHES_AHEAD = 2
 #: Threads that write and flush what parts found.
-_FINISHERS = 8
+_FINISHERS = 4
 
 
 class Replica:
@@ -95,7 +96,7 @@ class Replica:
         ahead = self._readers + 2
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
         running: deque[tuple[Batch, Future[Classified]]] = deque()
-        finishing: dict[PartTally, Future[PartOutcome]] = {}
+        finishing = Finishing(lease.number, self._files, self._finishers)
         try:
             with self._turn:
                 for batch in batches(blocks, self._engine.batch_size):
@@ -110,20 +111,16 @@ class Replica:
         finally:
             blocks.close()
         for tally in tallies:
-            self._finish(tally, finishing)
-        return [finishing[tally].result() for tally in tallies]
+            finishing.add(tally)  # those that failed, or whose last tiles were unreadable
+        outcomes = finishing.outcomes()
+        return [outcomes[tally] for tally in tallies]
 
     @property
     def tiles_done(self) -> int:
         """Tiles classified since the replica began to serve: a sign of life."""
         return self._tiles_done
 
-    def _count(
-        self,
-        batch: Batch,
-        result: Future[Classified],
-        finishing: dict[PartTally, Future[PartOutcome]],
-    ) -> None:
+    def _count(self, batch: Batch, result: Future[Classified], finishing: Finishing) -> None:
         found = result.result()
         start = 0
         for tally, tiles in batch.owners:
@@ -133,13 +130,8 @@ class Replica:
             tally.add(tiles, found.probabilities[start : start + len(tiles)])
             start += len(tiles)
             if tally.complete:
-                self._finish(tally, finishing)
+                finishing.add(tally)
         self._tiles_done += start
-
-    def _finish(self, tally: PartTally, finishing: dict[PartTally, Future[PartOutcome]]) -> None:
-        """Once, beside what is still being read: it waits for the disk most of the time."""
-        if tally not in finishing:
-            finishing[tally] = self._finishers.submit(tally.finish, self._files)
 
     def close(self) -> None:
         """Give up what runs, at the next batch. Calling it twice is harmless."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cvm_batch.archives.archive import TileBlock
 from cvm_batch.errors import NonFiniteOutputError, Reason, SlideError
-from cvm_batch.results.cells import CellColumns, PartFiles
+from cvm_batch.results.cells import CellColumns, FoundCells
 from cvm_batch.screening.quality import Quality
 from cvm_batch.screening.work import (
     FAULTS_TOLD,
@@ -21,6 +21,9 @@ from cvm_batch.screening.work import (
     QualitySums,
 )
 from cvm_batch.tiles import Tiles
+
+#: Of a cell's row, and its share of the objects around it.
+_CELL_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,26 @@ class PartTally:
         accounted = int(self._counts.sum()) + self._unreadable
         return self.failure is None and accounted == len(self.part)
 
-    def finish(self, files: PartFiles) -> PartOutcome:
-        """Write the part's files and say what was found. Raises CommitError."""
+    @property
+    def held_bytes(self) -> int:
+        """About what waits here to be written."""
+        return sum(tile.nbytes for tile in self._top_tiles) + _CELL_BYTES * int(self._counts.sum())
+
+    def found(self) -> FoundCells | None:
+        """The part's cells; None where none was classified, or the part failed."""
+        if self.failure is not None or not self._rows:
+            return None
+        return FoundCells(
+            slide_id=self.part.slide.slide_id,
+            cells=_in_order(CellColumns.concatenate(self._rows)),
+            tops=self._top_rows,
+            top_tiles=self._top_tiles,
+        )
+
+    def outcome(
+        self, *, cells_file: str | None = None, tops_file: str | None = None
+    ) -> PartOutcome:
+        """What is told of the part. The files: where what was found has been written."""
         if self.failure is not None:
             return PartOutcome(
                 part=self.part,
@@ -138,12 +159,6 @@ class PartTally:
             raise AssertionError(
                 f"{self.part}: {classified} classified and {self._unreadable} unreadable tiles"
             )
-        name = (self.part.slide.slide_id, self.part.start, self.part.attempt)
-        cells_file = tops_file = None
-        if self._rows:
-            cells_file = files.write_cells(*name, _in_order(CellColumns.concatenate(self._rows)))
-        if self._top_rows is not None:
-            tops_file = files.write_tops(*name, self._top_rows, self._top_tiles)
         return PartOutcome(
             part=self.part,
             class_counts=tuple(int(count) for count in self._counts),

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cvm_batch.archives.archive import Integrity
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES
-from cvm_batch.results.layout import part_name
+from cvm_batch.results.layout import lease_file
 from cvm_batch.screening.executor import Event, Hardware, LeaseDone, ReplicaReady
 from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.work import TOP_CELLS, Lease, Part, PartOutcome, ReplicaInfo, ReplicaSpec
@@ -40,13 +40,13 @@ class EchoReplica:
 
     def classify(self, lease: Lease) -> list[PartOutcome]:
         self._tiles += lease.tiles
-        return [self._outcome(part) for part in lease.parts]
+        file = lease_file(lease.number, 0)
+        return [self._outcome(part, file) for part in lease.parts]
 
     def tiles_done(self) -> int:
         return self._tiles
 
-    def _outcome(self, part: Part) -> PartOutcome:
-        name = part_name(part.slide.slide_id, part.start, part.attempt)
+    def _outcome(self, part: Part, file: str) -> PartOutcome:
         run = self._spec.run
         return PartOutcome(
             part=part,
@@ -55,8 +55,8 @@ class EchoReplica:
             top_scores=(0.5,) * min(TOP_CELLS, len(part)),
             top_classes=(0,) * min(TOP_CELLS, len(part)),
             integrity=str(Integrity.VERIFIED),
-            cells_file=str(run.cells_folder / name),
-            tops_file=str(run.tops_folder / name),
+            cells_file=str(run.cells_folder / file),
+            tops_file=str(run.tops_folder / file),
             seconds=0.01,
         )
 

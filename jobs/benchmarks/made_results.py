@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from benchmarks.reporting import made_tiles
 from cvm_batch.model.classes import CERVICAL_GROUPS, CVM_CERVIX_CLASSES, PRIMARY_GROUP
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import RunName, part_name
+from cvm_batch.results.layout import RunName, lease_file
 from cvm_batch.results.manifest import RunManifest, RunState, write_manifest
 from cvm_batch.results.parquet import parquet_bytes
-from cvm_batch.results.png import png
+from cvm_batch.results.png import png_files
 from cvm_batch.results.schemas import TOPS, Adequacy, Status, cells_schema
 from cvm_batch.results.slides import SlideRow, commit_slides
 
@@ -26,6 +27,7 @@ _NAMES = np.array(CVM_CERVIX_CLASSES)
 _IN_GROUP = {group: np.isin(_NAMES, members) for group, members in CERVICAL_GROUPS.items()}
 _TOP_CELLS = 20
 _ROWS_A_BATCH = 20
+_SLIDES_A_FILE = 20
 #: Shares of slides that are something else than complete and adequate.
 _FAILED, _INCOMPLETE, _SCANT = 0.01, 0.02, 0.02
 #: Of cells by class in a slide without and with a lesion.
@@ -41,6 +43,16 @@ class _Night:
     run: RunName
     pngs: list[bytes]
     rng: np.random.Generator
+    pieces: defaultdict[Path, list[pa.Table]] = field(default_factory=partial(defaultdict, list))
+    """Slides' tables, by the file that they share."""
+
+    def write_files(self) -> None:
+        """As a replica does, but without a flush to disk for each."""
+        for path, tables in self.pieces.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = pa.concat_tables(tables).unify_dictionaries()
+            path.write_bytes(parquet_bytes(table, row_groups=list(map(len, tables))))
+        self.pieces.clear()
 
 
 def make_results(
@@ -48,22 +60,27 @@ def make_results(
 ) -> None:
     """Write one finished run of ``slides`` slides, with ``cells`` cells in all, to ``root``.
 
-    Each slide has one cells file, and one tops file with PNG tiles of 100 px: crops in the
+    Twenty slides share a cells file, and a tops file with PNG tiles of 100 px: crops in the
     folder ``tiles_from``, or made-up ones. A few slides failed, are incomplete or scant.
     """
     folder = ResultsFolder(root)
     folder.prepare()
-    pngs = [png(tile) for tile in made_tiles(_TILES, tiles_from)]
+    pngs = png_files(list(made_tiles(_TILES, tiles_from)))
     night = _Night(folder, RunName.new(BEGAN), pngs, np.random.default_rng(seed))
     sizes = night.rng.multinomial(cells, np.full(slides, 1 / slides))
-    rows = [_slide(night, number, int(size)) for number, size in enumerate(sizes)]
+    rows = []
+    for number, size in enumerate(sizes):
+        rows.append(_slide(night, number, int(size)))
+        if (number + 1) % _SLIDES_A_FILE == 0:
+            night.write_files()
+    night.write_files()
     for batch, start in enumerate(range(0, slides, _ROWS_A_BATCH)):
         commit_slides(folder, night.run, batch, rows[start : start + _ROWS_A_BATCH])
     write_manifest(folder, night.run, _manifest(night, rows, cells))
 
 
 def _slide(night: _Night, number: int, cells: int) -> SlideRow:
-    """Write the files of one slide and return its row."""
+    """Make one slide: its tables, for the files of its lease, and its row."""
     slide_id = f"box-{number // 100:03d}/slide-{number:05d}.svs"
     draw, lesion = night.rng.random(), night.rng.random() < 0.1
     failed, incomplete = draw < _FAILED, _FAILED <= draw < _FAILED + _INCOMPLETE
@@ -76,13 +93,13 @@ def _slide(night: _Night, number: int, cells: int) -> SlideRow:
     groups = {group: int(members[classes].sum()) for group, members in _IN_GROUP.items()}
     top = np.argsort(-p_primary, kind="stable")[:_TOP_CELLS]
     table = _cells(night.rng, slide_id, probabilities, p_primary)
-    name = part_name(slide_id, 0, 0)
+    name = lease_file(number // _SLIDES_A_FILE, 0)
     if not failed:
-        _write(Path(night.folder.root) / night.run.cells_folder / name, table)
+        night.pieces[Path(night.folder.root) / night.run.cells_folder / name].append(table)
         drawn = night.rng.integers(len(night.pngs), size=len(top))
         tops = table.take(pa.array(top)).drop_columns("probabilities")
         tops = tops.append_column(TOPS.field("png"), [[night.pngs[place] for place in drawn]])
-        _write(Path(night.folder.root) / night.run.tops_folder / name, tops)
+        night.pieces[Path(night.folder.root) / night.run.tops_folder / name].append(tops)
     at = BEGAN + timedelta(seconds=number)
     return SlideRow(
         run_id=night.run.run_id,
@@ -159,12 +176,6 @@ def _cells(
         "probabilities": pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1]),
     }
     return pa.table(columns, schema=cells_schema(probabilities.shape[1]))
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """As a replica does, but without a flush to disk for each of thousands of files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(parquet_bytes(table))
 
 
 def _manifest(night: _Night, rows: list[SlideRow], cells: int) -> RunManifest:

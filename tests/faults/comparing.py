@@ -57,10 +57,10 @@ def read_night(results: Path) -> dict[str, Found]:
         slide = row["slide_id"]
         assert slide not in found, f"two rows of {slide}"
         assert row["status"] == Status.COMPLETE, (slide, row["reason"], row["detail"])
-        cells = _read(results, row["cells_files"]).sort_by("index")
+        cells = _read(results, row["cells_files"], slide).sort_by("index")
         assert cells["index"].to_pylist() == list(range(row["cells_expected"])), slide
         assert len(cells) == row["cells_classified"] == sum(row["class_counts"].values()), slide
-        tops = _read(results, row["tops_files"])["p_primary"].to_pylist()
+        tops = _read(results, row["tops_files"], slide)["p_primary"].to_pylist()
         found[slide] = Found(row, cells, sorted(tops, reverse=True)[:SUSPICIOUS])
     return found
 
@@ -93,9 +93,10 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in MAY_DIFFER}
 
 
-def _read(results: Path, names: list[str]) -> pa.Table:
+def _read(results: Path, names: list[str], slide_id: str) -> pa.Table:
+    mine = [("slide_id", "==", slide_id)]
     return pa.concat_tables(
-        [pq.read_table(results / name, partitioning=None) for name in names],
+        [pq.read_table(results / name, partitioning=None, filters=mine) for name in names],
         promote_options="default",
     ).unify_dictionaries()
 

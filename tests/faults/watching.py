@@ -16,18 +16,23 @@ _EVERY_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class CellsFile:
-    """What the name of a cells file says."""
+    """A cells file, and what of one slide is in it."""
 
     run_id: str
-    slide: str
-    """The digest of its slide_id."""
-    start: int
-    attempt: int
+    lease: int
+    slide_id: str
 
     @classmethod
-    def of(cls, path: Path) -> CellsFile:
-        slide, start, attempt = path.stem.split("-")
-        return cls(path.parent.name, slide, int(start), int(attempt))
+    def all_in(cls, path: Path) -> dict[CellsFile, int]:
+        """How many cells of each slide a file holds."""
+        slides = pq.read_table(path, columns=["slide_id"], partitioning=None)["slide_id"]
+        found = Counter(slides.to_pylist())
+        return {cls.of(path, slide_id): cells for slide_id, cells in found.items()}
+
+    @classmethod
+    def of(cls, path: Path, slide_id: str) -> CellsFile:
+        _, lease, _ = path.stem.split("-")
+        return cls(path.parent.name, int(lease), slide_id)
 
 
 @dataclass
@@ -40,37 +45,41 @@ class Watch:
     """Classified, by run_id."""
     repeated: list[CellsFile] = field(default_factory=list)
     """Of slides that had a complete row already, and that were classified again since."""
-    _batches: set[Path] = field(default_factory=set)
+    _read: set[Path] = field(default_factory=set)
     _standing: dict[str, set[CellsFile]] = field(default_factory=dict)
 
     def look(self) -> None:
         """Cells before rows: a row that is there afterwards may have come after its cells."""
         for path in (self.results / "cells").glob("*/*/*.parquet"):
-            file = CellsFile.of(path)
-            if file not in self.seen:
-                with suppress(FileNotFoundError):  # superseded, and removed at this moment
-                    self.cells[file.run_id] += pq.read_metadata(path).num_rows
-                self.seen.add(file)
-                if self._is_repetition(file):
-                    self.repeated.append(file)
+            if path in self._read:
+                continue
+            self._read.add(path)
+            with suppress(FileNotFoundError):  # superseded, and removed at this moment
+                for file, cells in CellsFile.all_in(path).items():
+                    self.seen.add(file)
+                    self.cells[file.run_id] += cells
+                    if self._is_repetition(file):
+                        self.repeated.append(file)
         for path in (self.results / "slides").rglob("*.parquet"):
-            if path not in self._batches:
-                self._batches.add(path)
-                for names in pq.read_table(path, partitioning=None)["cells_files"].to_pylist():
-                    files = {CellsFile.of(self.results / name) for name in names}
-                    self._standing |= {file.slide: files for file in files}
+            if path not in self._read:
+                self._read.add(path)
+                rows = pq.read_table(
+                    path, columns=["slide_id", "cells_files"], partitioning=None
+                ).to_pylist()
+                for row in rows:
+                    names = (self.results / name for name in row["cells_files"])
+                    files = {CellsFile.of(name, row["slide_id"]) for name in names}
+                    self._standing |= {row["slide_id"]: files} if files else {}
 
     def _is_repetition(self, file: CellsFile) -> bool:
         """False for what was under way before the slide was committed, and came too late."""
-        standing = self._standing.get(file.slide)
-        if standing is None:
+        standing = self._standing.get(file.slide_id)
+        if standing is None or file in standing:
             return False
         if file.run_id < min(named.run_id for named in standing):
             return False
         return not any(
-            (named.run_id, named.start) == (file.run_id, file.start)
-            and file.attempt <= named.attempt
-            for named in standing
+            named.run_id == file.run_id and file.lease < named.lease for named in standing
         )
 
 

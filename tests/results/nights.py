@@ -111,7 +111,7 @@ def _leave_behind_a_superseded_attempt(night: Night) -> None:
     for kind in ("cells", "tops"):
         (folder,) = (night.results / kind).glob(f"*/{night.second_run}")
         for path in sorted(folder.iterdir()):
-            shutil.copy(path, path.with_name(path.name.replace("-0.parquet", "-9.parquet")))
+            shutil.copy(path, path.with_name(path.name.replace("lease-0", "lease-9")))
 
 
 def content(root: Path) -> dict[str, bytes]:

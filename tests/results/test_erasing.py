@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,7 +26,7 @@ from cvm_batch.results.claims import Claims
 from cvm_batch.results.erasing import erase
 from cvm_batch.results.erasing.erase import erase_slide
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import RunName, part_name, part_prefix
+from cvm_batch.results.layout import RunName, slide_stem
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.processes import Process
@@ -87,7 +88,7 @@ def holding(root: Path, name: str) -> set[str]:
 
     The audit log may hold a digest of it.
     """
-    hashed = part_prefix(name)
+    hashed = slide_stem(name)
     found = set()
     for path, data in content(root).items():
         digested = hashed in path or hashed.encode() in data
@@ -112,10 +113,25 @@ def decoded(path: Path) -> bytes:
     return repr((table.to_pylist(), statistics, dictionaries)).encode()
 
 
-def files_of(root: Path, name: str) -> list[Path]:
-    """Cells and tops files that are called by the slide's name; more than one a run where it
-    was shared out."""
-    return list(root.glob(f"*/**/{part_name(name, 0, 0).partition('-')[0]}-*"))
+def files_of(root: Path, name: str, *, shared: bool) -> list[Path]:
+    """Cells and tops files that hold the slide beside others, or the slide alone."""
+    found = []
+    for kind in ("cells", "tops"):
+        for path in sorted((root / kind).rglob("*.parquet")):
+            slides = set(pq.ParquetFile(path).read(columns=["slide_id"])["slide_id"].to_pylist())
+            if name in slides and (len(slides) > 1) is shared:
+                found.append(path)
+    return found
+
+
+def left_by_a_killed_run(root: Path, name: str) -> Path:
+    """A cells file that no row names, of a slide of any name."""
+    first = sorted((root / "cells").rglob("*.parquet"))[0]
+    table = pq.ParquetFile(first).read(columns=["index"])
+    named = table.append_column("slide_id", pa.array([name] * len(table)))
+    path = first.with_name(f"lease-99999999-{len(list(first.parent.iterdir())):03d}.parquet")
+    pq.write_table(named, path)
+    return path
 
 
 def tables(root: Path, without: str) -> dict[str, Any]:
@@ -137,16 +153,18 @@ def test_nothing_of_the_slide_is_left_and_nothing_else_is_touched(
     assert {path.split("/")[0] for path in holding(results.root, slide)} == {
         *("slides", "cells", "tops", "runs", "reports")
     }
-    its_own = files_of(results.root, slide)
+    shared = files_of(results.root, slide, shared=True)
+    its_own = files_of(results.root, slide, shared=False)
     erased = erase_slide(results, slide)
     assert (erased.rows, erased.runs, erased.files_removed) == (2, 2, len(its_own))
-    assert (erased.files_rewritten, erased.reports_removed) == (0, 2)
+    assert (erased.files_rewritten, erased.reports_removed) == (len(shared), 2)
     assert holding(results.root, slide) == set()
     assert tables(results.root, slide) == others
     rewritten = {
         path for path, data in content(results.root).items() if before.get(path, data) != data
     }
-    assert {path.split("/")[0] for path in rewritten} == {"slides", "runs"}
+    kinds = {path.relative_to(results.root).parts[0] for path in shared}
+    assert {path.split("/")[0] for path in rewritten} == {"slides", "runs", *kinds}
     assert verify_results(results.root).findings == ()
 
 
@@ -220,14 +238,14 @@ def test_what_a_manifest_tells_in_words_is_taken_out(results: ResultsFolder) -> 
     manifest = json.loads(path.read_text())
     name = HOSTILE[2]
     manifest["replicas_lost"] = [f"died of {name!r}", "out of memory"]
-    manifest["error"] = f"/night/{part_name(name, 0, 1)} could not be committed"
+    manifest["error"] = f"/night/{slide_stem(name)}.html could not be committed"
     manifest["settings"]["priorities"] = [["*red*", 5], [name, 7], ["other", 9]]
     manifest["sealed_by"] = "a later run"
     path.write_text(json.dumps(manifest))
     erase_slide(results, name)
     told = json.loads(path.read_text())
     assert told["replicas_lost"] == ["died of '(an erased slide)'", "out of memory"]
-    assert told["error"] == "/night/(an erased slide)-000000000-1.parquet could not be committed"
+    assert told["error"] == "/night/(an erased slide).html could not be committed"
     assert told["settings"]["priorities"] == [["other", 9]]
 
 
@@ -305,8 +323,7 @@ def test_a_damaged_slides_batch_stops_it_before_anything_changes(results: Result
 
 
 def test_what_cannot_be_removed_is_told(results: ResultsFolder) -> None:
-    cells = sorted(results.root.glob("cells/**/*.parquet"))
-    mine = next(path for path in cells if path.name.startswith(part_prefix(HOSTILE[0])))
+    mine = left_by_a_killed_run(results.root, HOSTILE[0])
     delete = results.store.delete
 
     def refuse(name: str, *, lasting: bool = True) -> None:
@@ -330,7 +347,7 @@ def test_a_slide_is_erased_from_object_storage(two_nights: Nights) -> None:
         assert (erased.rows, erased.runs) == (2, 2)
         kinds = ("audit", "cells", "reports", "runs", "slides", "tops")
         left = [name for kind in kinds for name in results.names(kind, deep=True)]
-        prefix = part_prefix(HOSTILE[2])
+        prefix = slide_stem(HOSTILE[2])
         assert not [name for name in left if prefix in name]
         data = b"".join(results.read(name) for name in left if not name.startswith("audit/"))
         assert not any(spelling in data for spelling in spellings(HOSTILE[2]))
@@ -367,9 +384,9 @@ def share_files(root: Path) -> Path:
 def test_a_file_that_other_slides_need_is_rewritten(results: ResultsFolder) -> None:
     shared = share_files(results.root)
     others = tables(results.root, HOSTILE[0])
-    its_own = files_of(results.root, HOSTILE[0])
+    both, its_own = (files_of(results.root, HOSTILE[0], shared=each) for each in (True, False))
     erased = erase_slide(results, HOSTILE[0])
-    assert (erased.files_rewritten, erased.files_removed) == (2, len(its_own))
+    assert (erased.files_rewritten, erased.files_removed) == (len(both), len(its_own))
     assert holding(results.root, HOSTILE[0]) == set(), "nor in a dictionary that lists all names"
     assert tables(results.root, HOSTILE[0]) == others
     assert pq.ParquetFile(shared).read().num_rows == CELLS * (len(HOSTILE) - 1)
@@ -394,30 +411,50 @@ def test_a_shared_file_that_is_damaged_stops_it_before_anything_changes(
 
 def test_what_killed_runs_left_of_it_goes_too(results: ResultsFolder) -> None:
     """Under any name, damaged or whole; what is left of other slides stays."""
-    cells = sorted(results.root.glob("cells/**/*.parquet"))
-    names = {path: pq.ParquetFile(path).read()["slide_id"][0].as_py() for path in cells}
-    mine = next(path for path, name in names.items() if name == HOSTILE[0])
-    another = next(path for path, name in names.items() if name == HOSTILE[1])
-    left = mine.with_name("lease-1.parquet")
-    shutil.copy(mine, left)
-    damaged = mine.with_name(part_name(HOSTILE[0], 7, 3))
+    its_own = files_of(results.root, HOSTILE[0], shared=False)
+    left = left_by_a_killed_run(results.root, HOSTILE[0])
+    kept = left_by_a_killed_run(results.root, HOSTILE[1])
+    damaged = left.with_name("lease-99999999-999.parquet")
     damaged.write_bytes(b"half")
-    kept = another.with_name("lease-2.parquet")
-    shutil.copy(another, kept)
-    its_own = files_of(results.root, HOSTILE[0])
-    assert erase_slide(results, HOSTILE[0]).files_removed == len({*its_own, left})
+    removed = erase_slide(results, HOSTILE[0]).files_removed
+    assert removed == len({*its_own, left, damaged})
     assert holding(results.root, HOSTILE[0]) == set()
     assert kept.exists()
 
 
 def test_a_slide_that_no_row_names_can_be_erased(results: ResultsFolder) -> None:
     """A run was killed before it committed the slide."""
-    (cells, *_) = sorted(results.root.glob("cells/**/*.parquet"))
-    left = cells.with_name(part_name("never committed", 0, 1))
-    shutil.copy(cells, left)
+    left = left_by_a_killed_run(results.root, "never committed")
     assert erase_slide(results, "never committed").files_removed == 1
     assert not left.exists()
     assert verify_results(results.root).findings == ()
+
+
+def test_cells_that_no_row_names_in_a_file_that_others_need(results: ResultsFolder) -> None:
+    """The driver was killed when it had committed some of a lease's slides, and not this one."""
+    share_files(results.root)
+    for batch in sorted(results.root.glob("slides/**/*.parquet")):
+        rows = pq.ParquetFile(batch).read()
+        batch.write_bytes(parquet_bytes(rows.filter(pc.not_equal(rows["slide_id"], HOSTILE[0]))))
+    shutil.rmtree(results.root / "audit", ignore_errors=True)
+    shutil.rmtree(results.root / "reports")
+    its_own = files_of(results.root, HOSTILE[0], shared=False)
+    both = files_of(results.root, HOSTILE[0], shared=True)
+    others = tables(results.root, HOSTILE[0])
+    erased = erase_slide(results, HOSTILE[0])
+    assert (erased.rows, erased.files_rewritten) == (0, len(both))
+    assert erased.files_removed == len(its_own)
+    assert len(both) >= 2
+    assert files_of(results.root, HOSTILE[0], shared=True) == []
+    assert tables(results.root, HOSTILE[0]) == others
+
+
+def test_a_slide_s_cells_stay_a_row_group_of_their_own(results: ResultsFolder) -> None:
+    shared = share_files(results.root)
+    erase_slide(results, HOSTILE[3])
+    with pq.ParquetFile(shared) as file:
+        groups = [file.read_row_group(n)["slide_id"] for n in range(file.num_row_groups)]
+    assert {len(group.unique()) for group in groups} == {1}
 
 
 # Killed
@@ -460,12 +497,6 @@ for step in itertools.count():
 """
 
 
-def complaints(folder: Path) -> set[str]:
-    """What verify finds; that files are shared is this test's own doing."""
-    told = {finding.what for finding in verify_results(folder).findings}
-    return {what for what in told if not what.startswith("holds cells of another slide")}
-
-
 def test_killed_before_any_step_the_second_call_finishes(
     two_nights: Nights, tmp_path: Path
 ) -> None:
@@ -482,11 +513,11 @@ def test_killed_before_any_step_the_second_call_finishes(
     assert len(folders) > 10, "each step is one that it can be killed before"
     for folder in folders:
         assert tables(folder, slide) == others, "no reader misses another slide's rows"
-        killed = complaints(folder)
+        killed = {finding.what for finding in verify_results(folder).findings}
         again = erase_slide(ResultsFolder(folder), slide)
         assert holding(folder, slide) == set(), folder.name
         assert tables(folder, slide) == others
-        assert complaints(folder) == set(), folder.name
+        assert verify_results(folder).findings == (), folder.name
         if folder is folders[-1]:
             assert again.already
         elif killed:

@@ -7,9 +7,15 @@ import zlib
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from cvm_batch.results.png import png
+from cvm_batch.results.png import png_files
+
+
+def png(tile: NDArray[np.uint8]) -> bytes:
+    (file,) = png_files([tile])
+    return file
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (1, 1), (1, 300), (300, 1), (7, 13), (256, 2)])
@@ -37,3 +43,10 @@ def test_smooth_pixels_leave_little_to_compress() -> None:
     ramp = np.add.outer(np.arange(100), np.arange(100))[:, :, None].repeat(3, axis=2)
     tile = ramp.astype(np.uint8)
     assert len(zlib.compress(png(tile), 1)) < tile.nbytes / 20
+
+
+@pytest.mark.parametrize("shapes", [[], [(8, 9)] * 5, [(8, 9), (9, 8), (8, 9)]])
+def test_many_at_once_are_as_one_by_one(shapes: list[tuple[int, int]]) -> None:
+    rng = np.random.default_rng(0)
+    tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    assert png_files(tiles) == [png(tile) for tile in tiles]

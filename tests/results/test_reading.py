@@ -23,8 +23,9 @@ from PIL import Image
 
 import cvm_batch.results
 from cvm_batch.errors import ResultsError, UsageError
-from cvm_batch.results.cells import CellColumns, PartFiles
+from cvm_batch.results.cells import CellColumns, FoundCells, PartFiles
 from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.reading import Results, View
 from cvm_batch.results.schemas import SLIDES
 from cvm_batch.results.slides import commit_slides
@@ -201,7 +202,9 @@ def made(tmp_path: Path) -> ResultsFolder:
 def write_cells(folder: ResultsFolder, slide_id: str, index: list[int], classes: int = 2) -> str:
     names = [f"class {number}" for number in range(classes)]
     columns = cell_columns(index, classes)
-    return PartFiles(folder, RUN, names).write_cells(slide_id, index[0], 0, columns)
+    found = FoundCells(slide_id=slide_id, cells=columns, tops=None, top_tiles=())
+    name = f"{slide_id}-{index[0]}-{classes}.parquet"
+    return PartFiles(folder, RUN, names).write_cells(name, [found])
 
 
 def join_files(folder: ResultsFolder, *names: str) -> str:
@@ -227,8 +230,12 @@ def test_files_that_slides_share(made: ResultsFolder) -> None:
         assert results.cells_of(Named("b", [shared], [])).num_rows == 3
 
 
-def test_slides_that_share_one_file(made: ResultsFolder) -> None:
+@pytest.mark.parametrize("row_groups", [[5], [2, 3], [1, 1, 1, 2], [3, 2]])
+def test_slides_that_share_one_file(made: ResultsFolder, row_groups: list[int]) -> None:
+    """Wherever in it their cells lie."""
     shared = join_files(made, write_cells(made, "a", [0, 1]), write_cells(made, "b", [0, 1, 2]))
+    table = pq.ParquetFile(made.root / shared).read()
+    (made.root / shared).write_bytes(parquet_bytes(table, row_groups=row_groups))
     commit_slides(made, RUN, 0, [row(name, cells_files=[shared]) for name in ("a", "b")])
     with Results(made.root) as results:
         found = results.query("SELECT slide_id, count(*) AS n FROM cells GROUP BY 1 ORDER BY 1")

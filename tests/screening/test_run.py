@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -93,12 +94,16 @@ def by_slide(settings: Settings) -> dict[str, dict[str, Any]]:
     return found
 
 
+def of_slide(path: Path, row: dict[str, Any]) -> pa.Table:
+    return pq.read_table(path, partitioning=None, filters=[("slide_id", "==", row["slide_id"])])
+
+
 def cells(settings: Settings, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The slide's cells by index, from the files that its row names."""
     found = [
         cell
         for name in row["cells_files"]
-        for cell in pq.read_table(settings.out / name, partitioning=None).to_pylist()
+        for cell in of_slide(settings.out / name, row).to_pylist()
     ]
     return sorted(found, key=lambda cell: cell["index"])
 
@@ -173,7 +178,7 @@ def test_the_score_and_the_top_cells(settings: Settings) -> None:
     for row in by_slide(settings).values():
         primary = sorted((cell["p_primary"] for cell in cells(settings, row)), reverse=True)
         assert row["slide_score"] == pytest.approx(np.mean(primary[:20]))
-        tops = [pq.read_table(settings.out / name, partitioning=None) for name in row["tops_files"]]
+        tops = [of_slide(settings.out / name, row) for name in row["tops_files"]]
         assert sorted((p for top in tops for p in top["p_primary"].to_pylist()), reverse=True)[
             :20
         ] == pytest.approx(primary[:20])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from cvm_batch.errors import Reason
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
+from cvm_batch.screening.finishing import Finishing
 from cvm_batch.screening.quality import measure
 from cvm_batch.screening.tally import PartTally, ReadableTiles
-from cvm_batch.screening.work import TOP_CELLS, Part, SlideSource
+from cvm_batch.screening.work import TOP_CELLS, Part, PartOutcome, SlideSource
 
 CLASSES = ("HSIL", "ASC-US", "NILM")
 RUN = RunName("20260131T220000Z-0a1b2c3d", "2026-01-31")
@@ -40,6 +42,13 @@ def files(results: ResultsFolder) -> PartFiles:
 def tally(tiles: int, start: int = 0) -> PartTally:
     source = SlideSource(0, "slide-a", SlideAddress(uri="/slides/slide-a"), "id")
     return PartTally(Part(source, start, start + tiles), len(CLASSES), primary=[0, 1])
+
+
+def finish(part: PartTally, files: PartFiles) -> PartOutcome:
+    with ThreadPoolExecutor(1) as pool:
+        finishing = Finishing(0, files, pool)
+        finishing.add(part)
+        return finishing.outcomes()[part]
 
 
 def readable(index: NDArray[np.int64]) -> ReadableTiles:
@@ -64,7 +73,7 @@ def test_counts_quality_and_rows(files: PartFiles, results: ResultsFolder) -> No
     part = tally(4, start=10)
     index = np.arange(10, 14, dtype=np.int64)
     part.add(readable(index), probabilities(np.array([0.9, 0.1, 0.8, 0.2])))
-    found = part.finish(files)
+    found = finish(part, files)
     assert found.failure is None
     assert found.class_counts == (2, 0, 2)
     assert (found.classified, found.unreadable) == (4, 0)
@@ -94,7 +103,7 @@ def test_the_top_cells_come_with_their_tiles(files: PartFiles, results: ResultsF
     for start in range(0, count, 17):  # however the blocks fall
         index = np.arange(start, min(start + 17, count), dtype=np.int64)
         part.add(readable(index), probabilities(primary[index]))
-    found = part.finish(files)
+    found = finish(part, files)
     expected = np.argsort(-primary)[:TOP_CELLS]
     assert found.top_scores == pytest.approx(sorted(primary, reverse=True)[:TOP_CELLS])
     assert found.tops_file is not None
@@ -111,7 +120,7 @@ def test_equal_scores_go_by_index(files: PartFiles, results: ResultsFolder) -> N
     for start in (40, 0, 20):
         index = np.arange(start, start + 20, dtype=np.int64)
         part.add(readable(index), probabilities(np.full(20, 0.5)))
-    found = part.finish(files)
+    found = finish(part, files)
     assert found.tops_file is not None
     tops = pq.read_table(results.root / found.tops_file, partitioning=None)
     assert tops["index"].to_pylist() == list(range(TOP_CELLS))
@@ -124,7 +133,7 @@ def test_rows_go_by_index_however_batches_came(files: PartFiles, results: Result
         index = np.arange(start, start + 20, dtype=np.int64)
         part.add(readable(index), probabilities(index / 60))
     assert part.complete
-    found = part.finish(files)
+    found = finish(part, files)
     assert found.cells_file is not None
     cells = pq.read_table(results.root / found.cells_file, partitioning=None)
     assert cells["index"].to_pylist() == list(range(60))
@@ -140,7 +149,7 @@ def test_a_value_that_is_not_finite_fails_the_part(
     values = probabilities(np.array([0.9, 0.1, 0.8]))
     values[1, 2] = bad
     part.add(readable(np.arange(3, dtype=np.int64)), values)
-    found = part.finish(files)
+    found = finish(part, files)
     assert found.failure is not None
     assert found.failure.reason is Reason.NON_FINITE_OUTPUT
     assert "tile 1 of /slides/slide-a" in found.failure.detail
@@ -165,7 +174,7 @@ def test_unreadable_tiles_are_told_and_the_others_counted(files: PartFiles) -> N
         block_with({n: TileFault(Reason.UNREADABLE_TILES, f"{n}.jpg") for n in range(5)}, 6)
     )
     part.add(readable(np.array([5])), probabilities(np.array([0.9])))
-    found = part.finish(files)
+    found = finish(part, files)
     assert found.failure is None
     assert (found.classified, found.unreadable, found.missing) == (1, 5, 0)
     assert found.fault_details == ("0.jpg", "1.jpg", "2.jpg")
@@ -175,7 +184,7 @@ def test_missing_tiles_are_counted_among_the_unreadable(files: PartFiles) -> Non
     part = tally(2)
     part.note_unreadable(block_with({0: TileFault(Reason.MISSING_TILES, "chunk 0")}, 2))
     part.add(readable(np.array([1])), probabilities(np.array([0.9])))
-    found = part.finish(files)
+    found = finish(part, files)
     assert (found.unreadable, found.missing) == (1, 1)
 
 
@@ -183,7 +192,7 @@ def test_a_tile_that_nobody_accounts_for_is_an_error(files: PartFiles) -> None:
     part = tally(3)
     part.add(readable(np.array([0, 1])), probabilities(np.array([0.9, 0.1])))
     with pytest.raises(AssertionError, match="2 classified and 0 unreadable"):
-        part.finish(files)
+        finish(part, files)
 
 
 def test_without_a_primary_group_there_are_no_top_cells(tmp_path: Path) -> None:
@@ -191,7 +200,7 @@ def test_without_a_primary_group_there_are_no_top_cells(tmp_path: Path) -> None:
     folder.prepare()
     part = PartTally(tally(2).part, len(CLASSES), primary=[])
     part.add(readable(np.array([0, 1])), probabilities(np.array([0.9, 0.1])))
-    found = part.finish(PartFiles(folder, RUN, CLASSES))
+    found = finish(part, PartFiles(folder, RUN, CLASSES))
     assert found.top_scores == ()
     assert found.tops_file is None
     assert found.cells_file is not None

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvm_batch.errors import ResultsError
 from cvm_batch.results.audit.runs import run_of
-from cvm_batch.results.erasing.tables import read_table
+from cvm_batch.results.erasing.tables import slides_in
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import part_prefix
 from cvm_batch.results.slides import BATCH_PATH, all_rows, batch_names
 
 _FILES = ("cells_files", "tops_files")
@@ -37,8 +35,11 @@ class Holdings:
         """Slides batches that have rows of it."""
         mine, others = _files(found), _files(rows.filter(pc.invert(is_mine)))
         there = {*results.names("cells", deep=True), *results.names("tops", deep=True)}
-        self.shared = sorted(mine & others & there)
-        """Files that other slides' rows name as well."""
+        # A driver that was killed has committed some of a lease's slides: their file holds cells
+        # of the others, too.
+        unnamed = {name for name in (others - mine) & there if slide_id in slides_in(results, name)}
+        self.shared = sorted((mine & others & there) | unnamed)
+        """Files that other slides' rows name as well, or alone."""
         left = there - mine - others
         self.own = sorted((mine - others) & there) + sorted(filter(self._is_of_it, left))
         """Files of its own, also those of attempts that no row names."""
@@ -48,17 +49,14 @@ class Holdings:
         return {run_of(name) for name in self.batches}
 
     def __bool__(self) -> bool:
-        return bool(self.batches or self.own)
+        return bool(self.batches or self.shared or self.own)
 
     def _is_of_it(self, name: str) -> bool:
         """Whether a file that no row names holds cells of the slide, or may."""
-        if PurePosixPath(name).name.startswith(part_prefix(self.slide_id)):
-            return True
         try:
-            names = read_table(self._results, name, ["slide_id"])["slide_id"]
+            return self.slide_id in slides_in(self._results, name)
         except ResultsError:
             return True  # damaged, and nobody needs it
-        return self.slide_id in pc.unique(names.cast(pa.string())).to_pylist()
 
 
 def _files(rows: pa.Table) -> set[str]:

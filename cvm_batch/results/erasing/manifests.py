@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from cvm_batch.results.layout import part_prefix
+from cvm_batch.results.layout import slide_stem
 
 #: What stands in a manifest where it said the slide's name.
 _REMOVED = "(an erased slide)"
@@ -30,7 +30,7 @@ def without_slide(manifest: Mapping[str, Any], slide_id: str, uris: set[str]) ->
             if pattern != slide_id and not fnmatchcase(slide_id, pattern)
         ]
     names = [rf"(?<![\w.-]){re.escape(one)}(?![\w-])" for one in _spellings(uris, slide_id)]
-    name = re.compile("|".join([*names, part_prefix(slide_id)]))
+    name = re.compile("|".join([*names, slide_stem(slide_id)]))
 
     def scrub(value: Any) -> Any:
         if isinstance(value, str):

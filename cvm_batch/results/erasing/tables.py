@@ -20,10 +20,23 @@ def read_table(results: ResultsFolder, name: str, columns: Sequence[str] | None 
         with pq.ParquetFile(buffer, page_checksum_verification=True) as file:
             return file.read(columns=columns and list(columns))
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:
-        raise ResultsError(
-            f"{results}/{name} cannot be read: {error}. `cvm-batch verify {results}` tells what "
-            "else is damaged; copy the file back from a backup."
-        ) from error
+        raise _unreadable(results, name, error) from error
+
+
+def slides_in(results: ResultsFolder, name: str) -> set[str]:
+    """The slides of which a file holds cells; reads no more than their names where it can.
+
+    Raises ResultsError where it is damaged or gone.
+    """
+    try:
+        with (
+            results.filesystem.open_input_file(results.path_of(name)) as opened,
+            pq.ParquetFile(opened, page_checksum_verification=True) as file,
+        ):
+            names = file.read(columns=["slide_id"])["slide_id"]
+    except (pa.ArrowException, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise _unreadable(results, name, error) from error
+    return set(pc.unique(names.cast(pa.string())).to_pylist())
 
 
 def rewrite_without(results: ResultsFolder, name: str, slide_id: str) -> None:
@@ -31,7 +44,20 @@ def rewrite_without(results: ResultsFolder, name: str, slide_id: str) -> None:
     table = read_table(results, name)
     others = pc.not_equal(table["slide_id"].cast(pa.string()), slide_id)
     left = _reencoded(table.filter(others), "slide_id")
-    results.replace(name, parquet_bytes(left))
+    results.replace(name, parquet_bytes(left, row_groups=_runs(left["slide_id"])))
+
+
+def _runs(column: pa.ChunkedArray) -> list[int]:
+    """Lengths of what is equal in a row: a slide's cells stay a row group of their own."""
+    ends = pc.run_end_encode(column.combine_chunks().cast(pa.string())).run_ends.to_pylist()
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _unreadable(results: ResultsFolder, name: str, error: Exception) -> ResultsError:
+    return ResultsError(
+        f"{results}/{name} cannot be read: {error}. `cvm-batch verify {results}` tells what "
+        "else is damaged; copy the file back from a backup."
+    )
 
 
 def _reencoded(table: pa.Table, column: str) -> pa.Table:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from cvm_batch.pseudonyms import Pseudonyms
-from cvm_batch.results.layout import part_prefix
+from cvm_batch.results.layout import slide_stem
 from cvm_batch.texts import printable
 
 #: Longer names are shown with their middle left out, where there is a table around them.
@@ -36,7 +36,7 @@ class Names:
 
     def file(self, slide_id: str) -> str:
         """The stem of the slide's files: hexadecimal digits, whatever the slide is called."""
-        return self.of(slide_id) if self.pseudonyms else part_prefix(slide_id)
+        return self.of(slide_id) if self.pseudonyms else slide_stem(slide_id)
 
     def file_name(self, slide_id: str) -> str:
         """For a file that somebody saves: letters, digits and a few signs, ``slide`` at least."""

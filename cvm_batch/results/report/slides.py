@@ -79,7 +79,7 @@ def write_slides(
     Raises ResultsError where a file is damaged, CommitError where a page cannot be written,
     RunAbortedError where a process does not start.
     """
-    jobs = list(_jobs(data, {entry.slide_id for entry in on_front_page}))
+    jobs = _jobs(data, {entry.slide_id for entry in on_front_page})
     # Each process is sent what all slides have in common, but no slide twice.
     common = replace(data, worklist=data.worklist.without_entries(), rows={}, lacking_before=())
     work = partial(_write_share, results, root, folder, common, frame)
@@ -110,17 +110,21 @@ def _in_processes(
     return done
 
 
-def _jobs(data: RunData, on_front_page: set[str]) -> Iterator[SlideJob]:
+def _jobs(data: RunData, on_front_page: set[str]) -> list[SlideJob]:
+    """By the files of their top cells, so that each file is read once, or twice."""
     entries = data.in_order
     names: list[str | None] = [None, *(entry.slide_id for entry in entries), None]
-    for at, entry in enumerate(entries):
-        yield SlideJob(
+    jobs = [
+        SlideJob(
             entry=entry,
             row=data.rows[entry.slide_id],
             before=names[at],
             after=names[at + 2],
             on_front_page=entry.slide_id in on_front_page,
         )
+        for at, entry in enumerate(entries)
+    ]
+    return sorted(jobs, key=lambda job: list(job.tops_files))
 
 
 def _shares(jobs: Sequence[SlideJob]) -> Iterator[Sequence[SlideJob]]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+#: Files of results never change while they are read; one with tiles has some ten megabytes.
+_FILES_KEPT = 8
 
 if TYPE_CHECKING:
     from cvm_batch.results.stores.store import Store
@@ -18,7 +23,8 @@ def reading_from(
     """A file system, to read from, of the files in ``store`` by their names there.
 
     Files are taken into memory whole, as results are many small ones: a request for each part
-    of one would take longer. What the store does about failures holds for these reads too.
+    of one would take longer; a few are kept, as slides that share a file are read one after the
+    other. What the store does about failures holds for these reads too.
 
     With ``tell``, a file that cannot be read is told of there, and is empty: for data sets that
     others scan. pyarrow's `Scanner.to_reader` holds the lock of Python's interpreter while it
@@ -27,10 +33,27 @@ def reading_from(
     return pafs.PyFileSystem(_Handler(store, tell))
 
 
+class _OnceRead:
+    """A file that several threads may ask for at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._data: bytes | None = None
+
+    def read(self, store: Store) -> bytes:
+        """Raises OSError, and asks again the next time."""
+        with self._lock:
+            if self._data is None:
+                self._data = store.read(self._path)
+            return self._data
+
+
 class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
     def __init__(self, store: Store, tell: Callable[[str, OSError], None] | None) -> None:
         self._store = store
         self._tell = tell
+        self._kept = lru_cache(maxsize=_FILES_KEPT)(_OnceRead)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Handler) and other._store is self._store
@@ -55,7 +78,7 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         try:
-            data = self._store.read(path)
+            data = self._kept(path).read(self._store)
         except OSError as error:
             if self._tell is None:
                 raise

@@ -15,7 +15,7 @@ from cvm_batch.cli.demo import MODEL
 from cvm_batch.cli.demo import SLIDES as DEMO_SLIDES
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.registry import find_bundle
-from cvm_batch.results.layout import part_prefix
+from cvm_batch.results.layout import slide_stem
 from cvm_batch.results.report import lists
 from cvm_batch.results.report.writing import write_report
 from tests.results.nights import HOSTILE, screened
@@ -221,7 +221,7 @@ def test_hostile_names_in_a_browser(browser: Any, reported: Path) -> None:
     opened.page.locator("#slides-table tbody a").click()
     assert opened.page.locator("h1").inner_text() == HOSTILE[0]
     for name in HOSTILE:
-        opened.go(f"slides/{part_prefix(name)}.html")
+        opened.go(f"slides/{slide_stem(name)}.html")
     assert dialogs == []
     opened.check_quiet()
     opened.page.context.close()

@@ -20,7 +20,7 @@ from cvm_batch.errors import ResultsError
 from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.erasing.erase import erase_slide
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.layout import RunName, part_prefix
+from cvm_batch.results.layout import RunName, slide_stem
 from cvm_batch.results.manifest import RunState, rewrite_manifest
 from cvm_batch.results.reading import Results
 from cvm_batch.results.report import slides as slides_module
@@ -84,7 +84,7 @@ def test_each_slide_has_a_page_and_each_link_leads_to_a_file(night: Night, repor
     with Results(night.results) as opened:
         entries = Worklist.read(opened, run_id=night.first_run).entries
     assert {path.stem for path in (reported / "slides").glob("*.html")} == {
-        part_prefix(entry.slide_id) for entry in entries
+        slide_stem(entry.slide_id) for entry in entries
     }
     for name, text in pages(reported):
         page = Seen(text)
@@ -145,7 +145,7 @@ def test_lists_are_apart_and_nothing_unread_is_ranked(reported: Path) -> None:
 
 
 def test_a_slide_page_shows_its_cells(night: Night, reported: Path) -> None:
-    stem = part_prefix(HOSTILE[0])
+    stem = slide_stem(HOSTILE[0])
     page = Seen(read(reported / "slides" / f"{stem}.html"))
     assert len(page.all("img", "src")) == 20
     text = " ".join("".join(page.text).split())
@@ -153,18 +153,18 @@ def test_a_slide_page_shows_its_cells(night: Night, reported: Path) -> None:
     assert re.search(r"x \d[\d,]+, y \d[\d,]+", text)
     assert len(features_of(reported / "slides" / f"{stem}.html")) == 20
     # Of crops without a table nobody knows where they lay.
-    assert features_of(reported / "slides" / f"{part_prefix('hsil.zip')}.html") == []
+    assert features_of(reported / "slides" / f"{slide_stem('hsil.zip')}.html") == []
 
 
 def test_failures_say_why_and_what_to_do(reported: Path) -> None:
     text = read(reported / "failures.html")
     for told in ("Damaged file", "Copy the file again", "Some cells unreadable", "holed-normal"):
         assert told in text
-    page = read(reported / "slides" / f"{part_prefix('failed.zip')}.html")
+    page = read(reported / "slides" / f"{slide_stem('failed.zip')}.html")
     assert "No cell of this slide counts" in page
     assert "Copy the file again" in page
     assert "Most suspicious cells" not in page
-    assert "≥ 20" in read(reported / "slides" / f"{part_prefix('holed')}.html")
+    assert "≥ 20" in read(reported / "slides" / f"{slide_stem('holed')}.html")
 
 
 # Names that do harm
@@ -172,7 +172,7 @@ def test_failures_say_why_and_what_to_do(reported: Path) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_shown_and_do_nothing(reported: Path, name: str) -> None:
-    page = read(reported / "slides" / f"{part_prefix(name)}.html")
+    page = read(reported / "slides" / f"{slide_stem(name)}.html")
     assert printable(name) in "".join(Seen(page).text)
     for _, text in pages(reported):
         assert "<script>alert" not in text
@@ -193,7 +193,7 @@ def test_pseudonyms_leave_no_name_anywhere(
     files = files_of(report)
     for name in names:
         assert f"slides/{pseudonyms.of(name)}.html" in files
-        hidden = [*spellings(name), *spellings(printable(name)), part_prefix(name).encode()]
+        hidden = [*spellings(name), *spellings(printable(name)), slide_stem(name).encode()]
         for path, content in files.items():
             assert not [one for one in hidden if one in content], path
             assert not [one for one in hidden if one in decoded(content)], path
@@ -351,7 +351,7 @@ def test_a_run_without_a_complete_slide(night: Night, results: Path) -> None:
 
 
 def test_a_damaged_file_is_told(night: Night, results: Path) -> None:
-    path = min(results.glob(f"tops/*/{night.first_run}/{part_prefix('hsil.zip')}-*-0.parquet"))
+    path = min(results.glob(f"tops/*/{night.first_run}/lease-0*.parquet"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ResultsError, match="cannot be read"):
         write_report(results, night.first_run)
@@ -372,5 +372,5 @@ def test_an_erased_slide_is_in_no_report(night: Night, results: Path) -> None:
     assert files_of(results / "reports") == {}
     write_report(results, night.first_run)
     for path, content in files_of(results / "reports").items():
-        assert part_prefix(name) not in path
+        assert slide_stem(name) not in path
         assert not [one for one in (*spellings(name), b"alert(") if one in content]
