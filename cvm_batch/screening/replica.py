@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from cvm_batch.archives.archive import SlideArchive
@@ -62,6 +64,7 @@ class Replica:
         self._closed = threading.Event()
         self._tiles_done = 0
         self._device_name = _name_of(device or default_device())
+        warming = self._finishers.submit(_warm_up)
         self._engine = start_engine(
             bundle,
             device=device,
@@ -70,6 +73,7 @@ class Replica:
             batch_size=spec.batch_size,
             threads=spec.threads,
         )
+        warming.result()
         self._files = PartFiles(ResultsFolder(spec.results), spec.run, bundle.spec.class_names)
         primary = bundle.spec.groups.get(bundle.spec.primary_group or "", ())
         self._primary = [bundle.spec.class_names.index(name) for name in primary]
@@ -140,6 +144,12 @@ class Replica:
         self._finishers.shutdown(cancel_futures=True)
         self._engine.close()
         self._shelf.close()
+
+
+def _warm_up() -> None:
+    """Beside the model's start: pyarrow imports pandas, where that is there, with the first array
+    that it takes from numpy, which would be a second of the first lease."""
+    pa.array(np.zeros(1))
 
 
 def _name_of(device: torch.device) -> str:
