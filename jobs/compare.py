@@ -17,7 +17,7 @@ import click
 import ray
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.training.comparison import Trial, run
+from cvm_batch.training.comparison import Trial, failed, run
 
 
 @click.command()
@@ -39,16 +39,22 @@ def main(trials: Path, at_once: int, gpus: bool, address: str | None) -> None:
             under_way[task.remote(trial)] = trial
         (done,), _ = ray.wait(list(under_way), num_returns=1)
         trial = under_way.pop(done)
-        try:
-            value = ray.get(done)
-        except ray.exceptions.RayError as error:
-            value = {"error": str(error).splitlines()[0]}
+        value = _ended(trial, done)
         said = value.get("error") or f"accuracy {value['test']['accuracy']:.4f}"
         click.echo(f"{trial.model}, seed {trial.recipe.seed}: {said}")
 
 
 def _run(trial: Trial) -> dict[str, Any]:
     return run(trial)
+
+
+def _ended(trial: Trial, done: Any) -> dict[str, Any]:
+    """What the trial came to; one that died could leave no file, and gets it here."""
+    try:
+        value: dict[str, Any] = ray.get(done)
+    except ray.exceptions.RayError as error:
+        return failed(trial, error)
+    return value
 
 
 if __name__ == "__main__":

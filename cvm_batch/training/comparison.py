@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, UsageError
+from cvm_batch.errors import UsageError
 from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Fusion, SingleNetwork
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.engine import default_device
@@ -57,6 +57,12 @@ class Trial:
         identity = f"{self.recipe.fingerprint}-{self.data_digest[:8]}"
         return self.folder / "trials" / f"{name}-seed{self.recipe.seed}-{identity}.json"
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """What its file says of it, whatever it came to."""
+        recipe = self.recipe
+        return {"model": self.model, "seed": recipe.seed, "epochs": recipe.epochs}
+
     def found(self) -> dict[str, Any] | None:
         """What it came to; None where it has not run to its end. Failed ones run again."""
         if not self.path.is_file():
@@ -92,12 +98,25 @@ def run(trial: Trial, *, say: Callable[[str], None] = lambda line: None) -> dict
     torch.set_num_threads(usable_cpus())
     try:
         value = _measured(trial, say)
-    except (CvmBatchError, RuntimeError, ValueError) as error:
-        # A network that does not take the input, or memory that does not suffice: the study
-        # goes on, and its table says so.
+    # A network that does not take the input, memory that does not suffice, a layer's own bug:
+    # the study goes on, and its table says so.
+    except Exception as error:
         traceback.print_exc()
-        value = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    value |= {"model": trial.model, "seed": trial.recipe.seed, "epochs": trial.recipe.epochs}
+        return failed(trial, error)
+    return _leave(trial, value)
+
+
+def failed(trial: Trial, error: Exception) -> dict[str, Any]:
+    """Write that the trial failed and why, and return it; what came to its end stays."""
+    found = trial.found()
+    if found is not None and "error" not in found:
+        return found
+    first = next(iter(str(error).splitlines()), "")
+    return _leave(trial, {"error": ": ".join(filter(None, (type(error).__name__, first)))})
+
+
+def _leave(trial: Trial, value: dict[str, Any]) -> dict[str, Any]:
+    value = trial.named | value
     trial.path.parent.mkdir(parents=True, exist_ok=True)
     building = trial.path.with_suffix(".tmp")
     building.write_text(json.dumps(value))

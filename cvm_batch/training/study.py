@@ -14,6 +14,8 @@ from cvm_batch.training.comparison import Trial, run
 from cvm_batch.training.elsewhere import run_job
 
 _JOB_FILE = "trials.pickle"
+#: Of a trial whose process and whose job died, or that wrote where this process does not see it.
+_NO_RESULT = {"error": "left no result"}
 
 
 class Runner(Protocol):
@@ -64,9 +66,9 @@ def study(
     say(f"{len(planned)} trials, {len(planned) - len(missing)} of them done before")
     if missing:
         runner(missing, say)
-    found = [value for trial in planned if (value := trial.found()) is not None]
+    found = [trial.found() or trial.named | _NO_RESULT for trial in planned]
     comparison_table.write(out, comparison_table.rows(found), _note(planned))
-    return sum("error" in value for value in found) + len(planned) - len(found)
+    return sum("error" in value for value in found)
 
 
 def _is_missing(trial: Trial) -> bool:

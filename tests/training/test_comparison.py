@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from click.testing import CliRunner
 
 from cvm_batch.cli.compare import compare as command
 from cvm_batch.errors import UsageError
+from cvm_batch.jobfiles import job_file
 from cvm_batch.model.architecture import Fusion, SingleNetwork
 from cvm_batch.training.comparison import ALL, Trial, trials
 from cvm_batch.training.comparison_table import mcnemar, rows
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.recipes import find_recipe, overridden
+from cvm_batch.training.study import study
 
 
 def test_the_names_are_those_of_table_3() -> None:
@@ -96,6 +100,75 @@ def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> No
     assert "failed: " in markdown
     page = (out / "index.html").read_text()
     assert not re.search(r"(src|href)=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+
+
+def planned_here(data: Path, folder: Path, *models: str) -> list[Trial]:
+    recipe = overridden(find_recipe("smoke"), ["epochs=1"])
+    return trials(models, [0], recipe, [data], folder)
+
+
+def table_of(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError(), "AssertionError"),
+        (KeyError("stem"), "KeyError: 'stem'"),
+        (MemoryError("no more\nsecond line"), "MemoryError: no more"),
+    ],
+)
+def test_whatever_breaks_a_trial_is_told_in_its_file(
+    error: Exception, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cvm_batch.training.comparison.train", breaks)
+    planned = planned_here(data, tmp_path, "cvm-cervix")
+    assert study(planned, tmp_path) == 1
+    assert planned[0].found() == {"model": "cvm-cervix", "seed": 0, "epochs": 1, "error": said}
+    assert table_of(tmp_path)["cvm-cervix"]["error"] == said
+
+
+def test_a_trial_that_left_no_file_is_a_row(data: Path, tmp_path: Path) -> None:
+    """Its job was killed with it, say."""
+    planned = planned_here(data, tmp_path, "cvm-cervix", "resnet18")
+    assert study(planned, tmp_path, runner=lambda missing, say: None) == 2
+    table = table_of(tmp_path)
+    assert list(table) == ["cvm-cervix", "resnet18"]
+    assert table["resnet18"]["error"] == "left no result"
+
+
+def test_a_trial_that_died_on_the_cluster_leaves_why(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = compare_job()
+    died = job.ray.exceptions.WorkerCrashedError()
+
+    def get(_: object) -> None:
+        raise died
+
+    monkeypatch.setattr(job.ray, "get", get)
+    one, other = planned_here(data, tmp_path, "cvm-cervix", "resnet18")
+    other.path.parent.mkdir()
+    other.path.write_text('{"test": {}}')
+    assert job._ended(one, object())["error"].startswith("WorkerCrashedError: The worker died")
+    assert one.found() == job._ended(one, object())
+    # It came to its end, and died afterwards.
+    assert job._ended(other, object()) == other.found() == {"test": {}}
+
+
+def compare_job() -> Any:
+    """jobs/compare.py as a module."""
+    spec = spec_from_file_location("compare_job", job_file("compare.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_seeds_are_averaged_and_their_cells_paired() -> None:
