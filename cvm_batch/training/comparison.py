@@ -29,6 +29,7 @@ from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
+from cvm_batch.training.paired import Answers
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.recipes import overridden
 from cvm_batch.training.stepping import probabilities
@@ -142,7 +143,12 @@ def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "test": judged.to_json(),
         "fp16": {"accuracy": halved.metrics.accuracy, "macro_f1": halved.metrics.macro_f1},
-        "right": (judged.predicted == judged.labels).tolist(),
+        "answers": Answers(
+            names=tuple(cells.images[position].name for position in split.test),
+            groups=judged.groups,
+            labels=judged.labels,
+            predicted=judged.predicted,
+        ).to_json(),
         "best_epoch": trained.best.number,
         "seconds": round(seconds, 1),
         "parameters": parameter_count(network),
