@@ -94,11 +94,22 @@ def trials(
     ]
 
 
-def run(trial: Trial, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Train and judge one model; write what came out, also where it failed, and return it."""
-    torch.set_num_threads(usable_cpus())
+def run(
+    trial: Trial,
+    *,
+    threads: int | None = None,
+    beside: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train and judge one model; write what came out, also where it failed, and return it.
+
+    ``threads`` are this trial's share of the CPUs, by default all that the process may use;
+    ``beside`` is how many other trials may run at the same time, for whoever reads its speed.
+    """
+    threads = usable_cpus() if threads is None else threads
+    torch.set_num_threads(threads)
     try:
-        value = _measured(trial, say)
+        value = _measured(trial, say) | {"timed_on": _timed_on(threads, beside)}
     # A network that does not take the input, memory that does not suffice, a layer's own bug:
     # the study goes on, and its table says so.
     except Exception as error:
@@ -170,6 +181,12 @@ def _speed(network: nn.Module, images: torch.Tensor, recipe: Recipe) -> float:
     began = time.perf_counter()
     probabilities(network, some, recipe.preprocessing)
     return round(len(some) / (time.perf_counter() - began), 1)
+
+
+def _timed_on(threads: int, beside: int) -> str:
+    device = default_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
+    return f"{name}, beside {beside} other trials" if beside else name
 
 
 def _recipe_of(model: str, recipe: Recipe) -> Recipe:

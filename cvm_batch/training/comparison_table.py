@@ -41,6 +41,7 @@ _COLUMNS = (
     "parameters",
     "gflop",
     "tiles_per_second",
+    "timed_on",
     "paper_precision",
     "paper_recall",
     "paper_f1",
@@ -129,6 +130,7 @@ def _values(
         "parameters": done[0]["parameters"],
         "gflop": done[0]["gflop"],
         "tiles_per_second": mean(trial["tiles_per_second"] for trial in done),
+        "timed_on": "; ".join(sorted({trial["timed_on"] for trial in done})),
     }
     return values | _statistics(_answers(done), {} if model == OURS else ours)
 
@@ -163,7 +165,18 @@ def as_markdown(table: Sequence[Row], note: str) -> str:
     """``note``: what budget this was, since figures of a small one say little."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     lines += [f"| {' | '.join(cells_of(row))} |" for row in table]
-    return f"{note}\n\n" + "\n".join(lines) + f"\n\n{_EXPLAINED}\n"
+    return f"{note}\n\n" + "\n".join(lines) + f"\n\n{_explained(table)}\n"
+
+
+def _explained(table: Sequence[Row]) -> str:
+    timed = sorted({found for row in table if (found := row.values["timed_on"])})
+    sentence = f" Tiles/s: in fp32, eager, on {'; '.join(timed)}." if timed else ""
+    if len(timed) > 1 or any("beside" in one for one in timed):
+        sentence += (
+            " What shares a machine is slowed by the others, and speeds of different machines say "
+            "nothing of the models: read them as rough, or run the study without --at-once."
+        )
+    return _EXPLAINED + sentence
 
 
 def cells_of(row: Row) -> list[str]:
@@ -204,7 +217,7 @@ def write(folder: Path, table: Sequence[Row], note: str) -> None:
         "comparison.html.j2",
         head=HEAD,
         rows=[cells_of(row) for row in table],
-        explained=_EXPLAINED,
+        explained=_explained(table),
         note=note,
         plots={
             key: cost_plot(

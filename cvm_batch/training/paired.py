@@ -51,7 +51,8 @@ class Answers:
     @property
     def right(self) -> NDArray[np.bool_]:
         """[n]"""
-        return self.predicted == self.labels
+        right: NDArray[np.bool_] = self.predicted == self.labels
+        return right
 
     def asked_alike(self, other: Answers) -> bool:
         """Whether both were asked about the same cells, grouped and labelled alike."""
@@ -112,7 +113,8 @@ def _means(seeds: Sequence[Answers]) -> NDArray[np.float64]:
     classes = _classes(seeds)
     confusions = [confusion_matrix(seed.labels, seed.predicted, classes) for seed in seeds]
     overall, _ = figures(np.stack(confusions), np.unique(seeds[0].labels))
-    return overall.mean(axis=0)[_PLACES]
+    means: NDArray[np.float64] = overall.mean(axis=0)[_PLACES]
+    return means
 
 
 def _resampled_means(
@@ -127,10 +129,9 @@ def _resampled_means(
         _classes(every),
     )
     overall, _ = figures(confusions, np.unique(seeds[0].labels))
-    means = overall[:, : len(seeds)].mean(axis=1)
-    if others:
-        means -= overall[:, len(seeds) :].mean(axis=1)
-    return means[:, _PLACES]
+    told: NDArray[np.float64] = overall[..., _PLACES]
+    means: NDArray[np.float64] = told[:, : len(seeds)].mean(axis=1)
+    return means - told[:, len(seeds) :].mean(axis=1) if others else means
 
 
 def _classes(seeds: Sequence[Answers]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,24 @@ class OnRay:
                 "command goes on with the trials that are missing."
             )
         path.unlink()
+
+
+def cpus_for_each(nodes: Sequence[Mapping[str, float]], at_once: int, *, gpus: bool = False) -> int:
+    """The most CPUs that each of so many trials may ask for and still run at the same time.
+
+    ``nodes`` are Ray's resources of each. A trial lies within one node: a share of the sum of all
+    could be more than any node has, and such a task would wait for ever.
+    """
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+
+    def room(cpus: int) -> int:
+        return sum(
+            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if gpus else at_once)
+            for node in nodes
+        )
+
+    wanted = min(at_once, room(1))
+    return next((cpus for cpus in range(largest, 0, -1) if room(cpus) >= max(1, wanted)), 1)
 
 
 def study(

@@ -9,17 +9,20 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cvm_batch.cli.compare import compare as command
+from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import UsageError
 from cvm_batch.jobfiles import job_file
 from cvm_batch.model.architecture import Fusion, SingleNetwork
-from cvm_batch.training.comparison import ALL, Trial, trials
+from cvm_batch.training.comparison import ALL, Trial, run, trials
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.recipes import find_recipe, overridden
-from cvm_batch.training.study import study
+from cvm_batch.training.study import cpus_for_each, study
 
 
 def test_the_names_are_those_of_table_3() -> None:
@@ -73,13 +76,13 @@ def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> No
     ]
     assert [name.partition("-seed")[0] for name in changed] == ["inception_v3"]
 
-    with (out / "table.csv").open(newline="") as file:
-        table = {row["model"]: row for row in csv.DictReader(file)}
+    table = table_of(out)
     assert list(table) == names.split(",")
     assert table["inception_v3"]["failed"] == "1"
     assert table["inception_v3"]["accuracy"] == ""
     assert table["inception_v3"]["paper_accuracy"] == "0.8496"
     ours, other = table["cvm-cervix"], table["test_resnet"]
+    assert ours["timed_on"] == f"{usable_cpus()} CPU threads"
     assert 0 <= float(ours["accuracy_low"]) <= float(ours["accuracy"])
     assert ours["mcnemar_p"] == ""
     assert 0 < float(other["mcnemar_p"]) <= 1
@@ -153,6 +156,54 @@ def test_a_trial_that_died_on_the_cluster_leaves_why(
     assert one.found() == job._ended(one, object())
     # It came to its end, and died afterwards.
     assert job._ended(other, object()) == other.found() == {"test": {}}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "at_once", "each"),
+    [
+        ([8], 4, 2),
+        ([2], 8, 1),
+        ([6, 6], 3, 3),  # four each of twelve, and a node would have room for one
+        ([4, 4], 1, 4),  # all eight are on no node
+        ([4, 16], 1, 16),
+        ([0, 4], 2, 2),  # a head that takes no work
+        ([], 2, 1),
+    ],
+)
+def test_no_trial_asks_for_more_than_a_node_has(cpus: list[int], at_once: int, each: int) -> None:
+    assert cpus_for_each([{"CPU": count} for count in cpus], at_once) == each
+
+
+def test_trials_on_gpus_share_the_cpus_beside_them() -> None:
+    nodes: list[dict[str, float]] = [{"CPU": 64}, {"CPU": 16, "GPU": 2}]
+    assert cpus_for_each(nodes, 2, gpus=True) == 8
+    assert cpus_for_each(nodes, 9, gpus=True) == 8  # seven of them wait for a GPU
+    assert cpus_for_each([{"CPU": 64}], 2, gpus=True) == 1  # whatever the GPU's node will have
+
+
+def test_a_trial_keeps_to_its_threads(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    seen = []
+
+    def breaks(*_: object, **__: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise ValueError
+
+    monkeypatch.setattr("cvm_batch.training.comparison.train", breaks)
+    (trial,) = planned_here(data, tmp_path, "cvm-cervix")
+    run(trial, threads=before + 1)
+    torch.set_num_threads(before)
+    assert seen == [before + 1]
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    job = compare_job()
+    with pytest.raises(click.ClickException, match="leave --gpus out"):
+        job._check_gpus([{"CPU": 4}], True, None)
+    job._check_gpus([{"CPU": 4}], True, "10.0.0.1:6379")
+    job._check_gpus([{"CPU": 4}, {"GPU": 1}], True, None)
 
 
 def compare_job() -> Any:

@@ -24,7 +24,7 @@ def made(model: str, seed: int, predicted: Sequence[int], **changed: object) -> 
         "labels": list(LABELS),
         "predicted": list(predicted),
     }
-    costs = {"parameters": 5, "gflop": 1.0, "tiles_per_second": 10.0}
+    costs = {"parameters": 5, "gflop": 1.0, "tiles_per_second": 10.0, "timed_on": "a GPU"}
     named = {"model": model, "seed": seed, "test": test, "answers": answers | changed}
     return named | costs | {"fp16": {"accuracy": test["accuracy"]}}
 
@@ -92,3 +92,18 @@ def test_the_table_has_the_papers_four_figures(tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text()
     for cell in (*head, *resnet):
         assert f">{cell}</th>" in page or f">{cell}</td>" in page
+
+
+def test_speeds_measured_beside_others_are_marked(tmp_path: Path) -> None:
+    alone, beside = (
+        made("cvm-cervix", 0, HALF) | {"timed_on": timed_on}
+        for timed_on in ("2 CPU threads", "1 CPU threads, beside 3 other trials")
+    )
+    write(tmp_path, rows([alone]), "")
+    told = (tmp_path / "table.md").read_text()
+    assert "eager, on 2 CPU threads." in told
+    assert "rough" not in told
+    write(tmp_path, rows([beside]), "")
+    told = (tmp_path / "table.md").read_text()
+    assert "on 1 CPU threads, beside 3 other trials. What shares a machine" in told
+    assert "beside 3 other trials" in (tmp_path / "table.csv").read_text()
