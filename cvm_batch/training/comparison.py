@@ -21,7 +21,6 @@ from torch import nn
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import UsageError
-from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Fusion, SingleNetwork
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.network import parameter_count, tile_gflop
@@ -29,12 +28,11 @@ from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
+from cvm_batch.training.networks import OURS, with_network
 from cvm_batch.training.paired import Answers
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.recipes import overridden
 from cvm_batch.training.stepping import probabilities
 
-OURS = "cvm-cervix"
 #: What `--models all` means, in the order of Table 3.
 ALL = (*COMPARED, OURS)
 _TIMED_IMAGES = 64
@@ -45,8 +43,7 @@ class Trial:
     """One model trained once. Pickles."""
 
     model: str
-    """A name, and after an @ what is changed: ``cvm-cervix@hidden=560``,
-    ``resnet18@augmentation.horizontal_flip=false``."""
+    """The words of `networks`: ``resnet18``, ``cvm-cervix@hidden=560``."""
     recipe: Recipe
     data: tuple[Path, ...]
     data_digest: str
@@ -78,13 +75,20 @@ def trials(
     recipe: Recipe,
     data: Sequence[Path],
     folder: Path,
+    settings: Sequence[str] = (),
 ) -> list[Trial]:
-    """All of a study, by model and then by seed. Raises UsageError, DataSetError."""
+    """All of a study, by model and then by seed; ``settings`` change the recipe for all.
+
+    Raises UsageError, DataSetError.
+    """
+    recipes = {model: with_network(model, recipe, settings) for model in models}
+    if seeded := [model for model in models if "@seed=" in model]:
+        raise UsageError(f"{seeded[0]!r}: a study has the same seeds for all models; see --seeds.")
     digest = load_cells(*data).regrouped(recipe.classes).digest
     return [
         Trial(
             model=model,
-            recipe=replace(_recipe_of(model, recipe), seed=seed),
+            recipe=replace(recipes[model], seed=seed),
             data=tuple(path.absolute() for path in data),
             data_digest=digest,
             folder=folder.absolute(),
@@ -187,30 +191,3 @@ def _timed_on(threads: int, beside: int) -> str:
     device = default_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
     return f"{name}, beside {beside} other trials" if beside else name
-
-
-def _recipe_of(model: str, recipe: Recipe) -> Recipe:
-    name, _, change = model.partition("@")
-    changed = replace(recipe, name=model, architecture=_architecture(name, recipe))
-    if not change:
-        return changed
-    field, _, value = change.partition("=")
-    if field != "hidden":
-        return overridden(changed, [change])
-    if not isinstance(changed.architecture, Fusion) or not value.isdigit():
-        raise UsageError(f"{model!r}: write {OURS}@hidden=560, say; others have no such width.")
-    return replace(changed, architecture=replace(changed.architecture, hidden=int(value)))
-
-
-def _architecture(name: str, recipe: Recipe) -> Architecture:
-    """The network of that name, for the recipe's input."""
-    side = recipe.preprocessing.input_px
-    if name == OURS:
-        # The recipe's own, where that is a CVM-Cervix: the small one may be compared too.
-        ours = recipe.architecture if isinstance(recipe.architecture, Fusion) else CVM_CERVIX
-        if ours.input_px == side:
-            return ours
-        return replace(ours, vt=replace(ours.vt, args={**ours.vt.args, "img_size": side}))
-    network = SingleNetwork(name=name)
-    fixed = network.input_px
-    return network if fixed in (None, side) else replace(network, args={"img_size": side})

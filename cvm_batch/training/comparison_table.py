@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from cvm_batch.model.comparison.registry import COMPARED
-from cvm_batch.training.comparison import OURS
+from cvm_batch.training.networks import OURS
 from cvm_batch.training.pages import write_page
 from cvm_batch.training.paired import Answers, differences, intervals, median_p
 from cvm_batch.training.paper import TABLE_3
