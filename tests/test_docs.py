@@ -17,6 +17,8 @@ from cvm_batch.results.schemas import SLIDES, TOPS, cells_schema
 from cvm_batch.results.worklist import Worklist
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
+from cvm_batch.training.networks import with_network
+from cvm_batch.training.recipes import find_recipe
 from tests.archives import making
 from tests.screening.test_run import flip_byte_in_member, tiles
 
@@ -63,6 +65,24 @@ def test_every_command_is_named() -> None:
         for command in commands
         if command is not None and not command.hidden
     )
+
+
+def test_the_commands_of_training_are_read_as_they_stand() -> None:
+    """Their options are known, and what they compare or train are networks."""
+    lines = re.findall(
+        r"^    cvm-batch (train|compare) (.*?)(?:  +#.*)?$", section("Training"), re.M
+    )
+    words: list[str] = []
+    for name, rest in lines:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        found = command.make_context(name, rest.split()).params
+        named = [found["network"]] if name == "train" else found["models"].split(",")
+        named = [one for one in named if one not in (None, "all")]
+        for one in named:
+            with_network(one, find_recipe("paper-pbc8"), found["settings"])
+        words += named
+    assert {"resnet18", "cvm-cervix@hidden=280", "cvm-cervix@augmentation=none"} <= set(words)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from cvm_batch.cluster.doors import is_jobs_address
     default="all",
     show_default=True,
     help="Names with commas between: of --list or of timm; NAME@FIELD=VALUE changes a recipe's "
-    "field for one of them, cvm-cervix@hidden=560 the fusion's width.",
+    "field for one of them, cvm-cervix@hidden=560 the fusion's width; NAME@augmentation=none does "
+    "without.",
 )
 @click.option("--recipe", "recipe_name", metavar="NAME", help="The same for all of them.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Of the study.")
@@ -76,13 +77,13 @@ def compare(
     if address is not None and is_jobs_address(address):
         return hand_over_command(context, address, handing, see=data, write=out.parent)
     check_direct(address, handing)
-    from cvm_batch.training.recipes import find_recipe, overridden
+    from cvm_batch.training.recipes import find_recipe
     from cvm_batch.training.report import check_installed
 
     check_installed()
     changes = (*settings, *([] if epochs is None else [f"epochs={epochs}"]))
     names = ALL if models == "all" else tuple(name.strip() for name in models.split(","))
-    planned = trials(names, range(seeds), overridden(find_recipe(recipe_name), changes), data, out)
+    planned = trials(names, range(seeds), find_recipe(recipe_name), data, out, changes)
     runner = OnRay(at_once=at_once, gpus=gpus, address=address) if at_once else here
     failed = study(planned, out, runner=runner, say=click.echo)
     click.echo(f"The table: {out / 'index.html'}, table.md and table.csv beside it")

@@ -23,6 +23,12 @@ from cvm_batch.cluster.doors import is_jobs_address
 )
 @click.option("--recipe", "recipe_name", metavar="NAME", help="A named recipe; see --list.")
 @click.option(
+    "--network",
+    metavar="NAME",
+    help="Instead of the recipe's: as `compare --models` takes them, one of its --list or of "
+    "timm's names, resnet18 or cvm-cervix@hidden=560, say.",
+)
+@click.option(
     "--out",
     metavar="BUNDLE_DIR",
     type=click.Path(path_type=Path),
@@ -63,6 +69,7 @@ def train(
     /,
     data: tuple[Path, ...],
     recipe_name: str | None,
+    network: str | None,
     out: Path | None,
     epochs: int | None,
     seed: int | None,
@@ -87,6 +94,7 @@ def train(
     # torch takes seconds to import, and `cvm-batch --help` need not wait for it.
     from cvm_batch.training.datasets import load_cells
     from cvm_batch.training.elsewhere import OnRay
+    from cvm_batch.training.networks import check_builds, with_network
     from cvm_batch.training.pretrained import Pretrained
     from cvm_batch.training.recipes import RECIPES, find_recipe, overridden
     from cvm_batch.training.report import check_installed
@@ -109,12 +117,14 @@ def train(
     if address is not None and is_jobs_address(address):
         return hand_over_command(context, address, handing, see=data, write=out.parent)
     check_direct(address, handing)
-    recipe = overridden(find_recipe(recipe_name), settings)
-    recipe = replace(
-        recipe,
-        epochs=recipe.epochs if epochs is None else epochs,
-        seed=recipe.seed if seed is None else seed,
-    )
+    recipe = find_recipe(recipe_name)
+    changes = [*settings, *_given(epochs=epochs, seed=seed)]
+    if network is None:
+        recipe = overridden(recipe, changes)
+    else:
+        named = f"{recipe.name}-{network}"
+        recipe = replace(with_network(network, recipe, changes), name=named)
+        check_builds(recipe)
     if not no_report:
         check_installed()
     if promote is not None:
@@ -137,6 +147,10 @@ def train(
         entry = register(published.bundle, promote)
         click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
     return None
+
+
+def _given(**values: object) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items() if value is not None]
 
 
 def _print_recipes(recipes: object) -> None:

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, UsageError
-from cvm_batch.model.architecture import CVM_CERVIX, Architecture, Fusion, SingleNetwork
+from cvm_batch.errors import UsageError
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.network import parameter_count, tile_gflop
@@ -29,11 +28,11 @@ from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
+from cvm_batch.training.networks import OURS, with_network
+from cvm_batch.training.paired import Answers
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.recipes import overridden
 from cvm_batch.training.stepping import probabilities
 
-OURS = "cvm-cervix"
 #: What `--models all` means, in the order of Table 3.
 ALL = (*COMPARED, OURS)
 _TIMED_IMAGES = 64
@@ -44,8 +43,7 @@ class Trial:
     """One model trained once. Pickles."""
 
     model: str
-    """A name, and after an @ what is changed: ``cvm-cervix@hidden=560``,
-    ``resnet18@augmentation.horizontal_flip=false``."""
+    """The words of `networks`: ``resnet18``, ``cvm-cervix@hidden=560``."""
     recipe: Recipe
     data: tuple[Path, ...]
     data_digest: str
@@ -56,6 +54,12 @@ class Trial:
         name = self.model.replace("/", "_")
         identity = f"{self.recipe.fingerprint}-{self.data_digest[:8]}"
         return self.folder / "trials" / f"{name}-seed{self.recipe.seed}-{identity}.json"
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What its file says of it, whatever it came to."""
+        recipe = self.recipe
+        return {"model": self.model, "seed": recipe.seed, "epochs": recipe.epochs}
 
     def found(self) -> dict[str, Any] | None:
         """What it came to; None where it has not run to its end. Failed ones run again."""
@@ -71,13 +75,20 @@ def trials(
     recipe: Recipe,
     data: Sequence[Path],
     folder: Path,
+    settings: Sequence[str] = (),
 ) -> list[Trial]:
-    """All of a study, by model and then by seed. Raises UsageError, DataSetError."""
+    """All of a study, by model and then by seed; ``settings`` change the recipe for all.
+
+    Raises UsageError, DataSetError.
+    """
+    recipes = {model: with_network(model, recipe, settings) for model in models}
+    if seeded := [model for model in models if "@seed=" in model]:
+        raise UsageError(f"{seeded[0]!r}: a study has the same seeds for all models; see --seeds.")
     digest = load_cells(*data).regrouped(recipe.classes).digest
     return [
         Trial(
             model=model,
-            recipe=replace(_recipe_of(model, recipe), seed=seed),
+            recipe=replace(recipes[model], seed=seed),
             data=tuple(path.absolute() for path in data),
             data_digest=digest,
             folder=folder.absolute(),
@@ -87,17 +98,41 @@ def trials(
     ]
 
 
-def run(trial: Trial, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Train and judge one model; write what came out, also where it failed, and return it."""
-    torch.set_num_threads(usable_cpus())
+def run(
+    trial: Trial,
+    *,
+    threads: int | None = None,
+    beside: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train and judge one model; write what came out, also where it failed, and return it.
+
+    ``threads`` are this trial's share of the CPUs, by default all that the process may use;
+    ``beside`` is how many other trials may run at the same time, for whoever reads its speed.
+    """
+    threads = usable_cpus() if threads is None else threads
+    torch.set_num_threads(threads)
     try:
-        value = _measured(trial, say)
-    except (CvmBatchError, RuntimeError, ValueError) as error:
-        # A network that does not take the input, or memory that does not suffice: the study
-        # goes on, and its table says so.
+        value = _measured(trial, say) | {"timed_on": _timed_on(threads, beside)}
+    # A network that does not take the input, memory that does not suffice, a layer's own bug:
+    # the study goes on, and its table says so.
+    except Exception as error:
         traceback.print_exc()
-        value = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    value |= {"model": trial.model, "seed": trial.recipe.seed, "epochs": trial.recipe.epochs}
+        return failed(trial, error)
+    return _leave(trial, value)
+
+
+def failed(trial: Trial, error: Exception) -> dict[str, Any]:
+    """Write that the trial failed and why, and return it; what came to its end stays."""
+    found = trial.found()
+    if found is not None and "error" not in found:
+        return found
+    first = next(iter(str(error).splitlines()), "")
+    return _leave(trial, {"error": ": ".join(filter(None, (type(error).__name__, first)))})
+
+
+def _leave(trial: Trial, value: dict[str, Any]) -> dict[str, Any]:
+    value = trial.named | value
     trial.path.parent.mkdir(parents=True, exist_ok=True)
     building = trial.path.with_suffix(".tmp")
     building.write_text(json.dumps(value))
@@ -123,7 +158,12 @@ def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "test": judged.to_json(),
         "fp16": {"accuracy": halved.metrics.accuracy, "macro_f1": halved.metrics.macro_f1},
-        "right": (judged.predicted == judged.labels).tolist(),
+        "answers": Answers(
+            names=tuple(cells.images[position].name for position in split.test),
+            groups=judged.groups,
+            labels=judged.labels,
+            predicted=judged.predicted,
+        ).to_json(),
         "best_epoch": trained.best.number,
         "seconds": round(seconds, 1),
         "parameters": parameter_count(network),
@@ -147,28 +187,7 @@ def _speed(network: nn.Module, images: torch.Tensor, recipe: Recipe) -> float:
     return round(len(some) / (time.perf_counter() - began), 1)
 
 
-def _recipe_of(model: str, recipe: Recipe) -> Recipe:
-    name, _, change = model.partition("@")
-    changed = replace(recipe, name=model, architecture=_architecture(name, recipe))
-    if not change:
-        return changed
-    field, _, value = change.partition("=")
-    if field != "hidden":
-        return overridden(changed, [change])
-    if not isinstance(changed.architecture, Fusion) or not value.isdigit():
-        raise UsageError(f"{model!r}: write {OURS}@hidden=560, say; others have no such width.")
-    return replace(changed, architecture=replace(changed.architecture, hidden=int(value)))
-
-
-def _architecture(name: str, recipe: Recipe) -> Architecture:
-    """The network of that name, for the recipe's input."""
-    side = recipe.preprocessing.input_px
-    if name == OURS:
-        # The recipe's own, where that is a CVM-Cervix: the small one may be compared too.
-        ours = recipe.architecture if isinstance(recipe.architecture, Fusion) else CVM_CERVIX
-        if ours.input_px == side:
-            return ours
-        return replace(ours, vt=replace(ours.vt, args={**ours.vt.args, "img_size": side}))
-    network = SingleNetwork(name=name)
-    fixed = network.input_px
-    return network if fixed in (None, side) else replace(network, args={"img_size": side})
+def _timed_on(threads: int, beside: int) -> str:
+    device = default_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
+    return f"{name}, beside {beside} other trials" if beside else name

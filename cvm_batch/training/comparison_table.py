@@ -7,17 +7,14 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cvm_batch.model.comparison.registry import COMPARED
-from cvm_batch.training.comparison import OURS
+from cvm_batch.training.networks import OURS
 from cvm_batch.training.pages import write_page
+from cvm_batch.training.paired import Answers, differences, intervals, median_p
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.plots import cost_plot, plotly_script
 
@@ -31,16 +28,54 @@ _COLUMNS = (
     "accuracy",
     "accuracy_low",
     "accuracy_high",
+    "f1_low",
+    "f1_high",
     "accuracy_fp16",
+    "accuracy_difference",
+    "accuracy_difference_low",
+    "accuracy_difference_high",
+    "f1_difference",
+    "f1_difference_low",
+    "f1_difference_high",
     "mcnemar_p",
     "parameters",
     "gflop",
     "tiles_per_second",
+    "timed_on",
     "paper_precision",
     "paper_recall",
     "paper_f1",
     "paper_accuracy",
     "error",
+)
+_PAPERS = ("paper_precision", "paper_recall", "paper_f1", "paper_accuracy")
+_SHORT = {"accuracy": "accuracy", "macro_f1": "f1"}
+#: What people are shown.
+HEAD = (
+    "model",
+    "precision, %",
+    "recall, %",
+    "F1, % (95 %)",
+    "accuracy, % (95 %)",
+    "accuracy against CVM-Cervix, points (95 %)",
+    "F1 against CVM-Cervix, points (95 %)",
+    "p",
+    "accuracy in fp16, %",
+    "million parameters",
+    "GFLOP",
+    "tiles/s",
+    "paper: precision, %",
+    "paper: recall, %",
+    "paper: F1, %",
+    "paper: accuracy, %",
+)
+_EXPLAINED = (
+    "Macro averages on the test cells, means over the seeds. In brackets 95 % intervals by "
+    "bootstrap over groups of cells that were taken together. Against CVM-Cervix: the model's "
+    "figure less that of CVM-Cervix on the same cells, the same groups drawn for both; an interval "
+    "without 0 in it tells them apart. p: McNemar's exact test, of the middle seed; it takes the "
+    "cells of a group as independent, which the intervals do not. In fp16: with weights rounded to "
+    "16 bits. The columns of the paper are its Table 3, on its own data."
 )
 
 
@@ -64,12 +99,17 @@ def rows(found: Sequence[Mapping[str, Any]]) -> list[Row]:
     by_model = defaultdict(list)
     for trial in found:
         by_model[trial["model"]].append(trial)
-    ours = {trial["seed"]: trial for trial in by_model.get(OURS, []) if "right" in trial}
+    ours = _answers(by_model.get(OURS, []))
     return [Row(model, _values(model, these, ours)) for model, these in by_model.items()]
 
 
+def _answers(these: Sequence[Mapping[str, Any]]) -> dict[int, Answers]:
+    """By seed, of the trials that came to their end."""
+    return {trial["seed"]: Answers.of(trial["answers"]) for trial in these if trial.get("answers")}
+
+
 def _values(
-    model: str, these: Sequence[Mapping[str, Any]], ours: Mapping[int, Mapping[str, Any]]
+    model: str, these: Sequence[Mapping[str, Any]], ours: Mapping[int, Answers]
 ) -> dict[str, Any]:
     done = [trial for trial in these if "error" not in trial]
     failed = [trial for trial in these if "error" in trial]
@@ -77,39 +117,40 @@ def _values(
     values |= {"model": model, "seeds": len(done), "failed": len(failed)}
     values["error"] = failed[0]["error"] if failed else None
     if paper := TABLE_3.get(model):
-        names = ("paper_precision", "paper_recall", "paper_f1", "paper_accuracy")
-        values |= dict(zip(names, paper, strict=True))
+        values |= dict(zip(_PAPERS, paper, strict=True))
     if not done:
         return values
     tests = [trial["test"] for trial in done]
-    intervals = [test["intervals_95"]["accuracy"] for test in tests]
     values |= {
         "precision": mean(test["macro_precision"] for test in tests),
         "recall": mean(test["macro_recall"] for test in tests),
         "f1": mean(test["macro_f1"] for test in tests),
         "accuracy": mean(test["accuracy"] for test in tests),
-        "accuracy_low": min(low for low, _ in intervals),
-        "accuracy_high": max(high for _, high in intervals),
         "accuracy_fp16": mean(trial["fp16"]["accuracy"] for trial in done),
         "parameters": done[0]["parameters"],
         "gflop": done[0]["gflop"],
         "tiles_per_second": mean(trial["tiles_per_second"] for trial in done),
+        "timed_on": "; ".join(sorted({trial["timed_on"] for trial in done})),
     }
-    pairs = [(trial, ours[trial["seed"]]) for trial in done if trial["seed"] in ours]
-    if model != OURS and pairs:
-        right, theirs = (
-            np.concatenate([np.array(pair[at]["right"], bool) for pair in pairs]) for at in (0, 1)
-        )
-        values["mcnemar_p"] = mcnemar(right, theirs)
-    return values
+    return values | _statistics(_answers(done), {} if model == OURS else ours)
 
 
-def mcnemar(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:
-    """Exact two-sided p-value that two classifiers err alike on the same cells [n]."""
-    only, other = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    total = only + other
-    tail = sum(comb(total, k) for k in range(min(only, other) + 1))
-    return min(1.0, float(2 * tail / 2**total))
+def _statistics(these: Mapping[int, Answers], ours: Mapping[int, Answers]) -> dict[str, Any]:
+    """Intervals, and the comparison with ours by the seeds that both have.
+
+    A model whose test cells are others (``@split=paper``, say) has nothing to compare.
+    """
+    values: dict[str, Any] = {}
+    for name, (low, high) in (intervals([*these.values()]) or {}).items():
+        values |= {f"{_SHORT[name]}_low": low, f"{_SHORT[name]}_high": high}
+    pairs = [(these[seed], ours[seed]) for seed in these if seed in ours]
+    found = differences([one for one, _ in pairs], [other for _, other in pairs])
+    if found is None:
+        return values
+    for name, (difference, (low, high)) in found.items():
+        key = f"{_SHORT[name]}_difference"
+        values |= {key: difference, f"{key}_low": low, f"{key}_high": high}
+    return values | {"mcnemar_p": median_p(pairs)}
 
 
 def as_csv(table: Sequence[Row]) -> str:
@@ -122,35 +163,48 @@ def as_csv(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row], note: str) -> str:
     """``note``: what budget this was, since figures of a small one say little."""
-    head = ["model", "P, %", "R, %", "F1, %", "accuracy, % (95 %)", "fp16, %", "p", "M parameters"]
-    head += ["GFLOP", "tiles/s", "paper: F1, %", "accuracy, %"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     lines += [f"| {' | '.join(cells_of(row))} |" for row in table]
-    return f"{note}\n\n" + "\n".join(lines) + "\n"
+    return f"{note}\n\n" + "\n".join(lines) + f"\n\n{_explained(table)}\n"
+
+
+def _explained(table: Sequence[Row]) -> str:
+    timed = sorted({found for row in table if (found := row.values["timed_on"])})
+    sentence = f" Tiles/s: in fp32, eager, on {'; '.join(timed)}." if timed else ""
+    if len(timed) > 1 or any("beside" in one for one in timed):
+        sentence += (
+            " What shares a machine is slowed by the others, and speeds of different machines say "
+            "nothing of the models: read them as rough, or run the study without --at-once."
+        )
+    return _EXPLAINED + sentence
 
 
 def cells_of(row: Row) -> list[str]:
-    """The row as people read it."""
+    """The row as people read it, under `HEAD`."""
     values = row.values
+    papers = [_percent(values[key]) for key in _PAPERS]
     if values["accuracy"] is None:
-        shown = [row.title, *[""] * 3, f"failed: {values['error']}", *[""] * 5]
-    else:
-        accuracy = (
-            f"{_percent(values['accuracy'])} ({_percent(values['accuracy_low'])} to "
-            f"{_percent(values['accuracy_high'])})"
-        )
-        p = values["mcnemar_p"]
-        shown = [
-            row.title,
-            *(_percent(values[key]) for key in ("precision", "recall", "f1")),
-            accuracy + (f", {values['failed']} seeds failed" if values["failed"] else ""),
-            _percent(values["accuracy_fp16"]),
-            "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-            f"{values['parameters'] / 1e6:.1f}",
-            f"{values['gflop']:.2f}",
-            f"{values['tiles_per_second']:.0f}",
-        ]
-    return [*shown, _percent(values["paper_f1"]), _percent(values["paper_accuracy"])]
+        before = HEAD.index("accuracy, % (95 %)")
+        after = len(HEAD) - len(papers) - before - 1
+        failed = f"failed: {values['error']}"
+        return [row.title, *[""] * (before - 1), failed, *[""] * after, *papers]
+    seeds = f", {values['failed']} seeds failed" if values["failed"] else ""
+    p = values["mcnemar_p"]
+    return [
+        row.title,
+        _percent(values["precision"]),
+        _percent(values["recall"]),
+        _with_interval(values, "f1"),
+        _with_interval(values, "accuracy") + seeds,
+        _with_interval(values, "accuracy_difference", "+"),
+        _with_interval(values, "f1_difference", "+"),
+        "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        _percent(values["accuracy_fp16"]),
+        f"{values['parameters'] / 1e6:.1f}",
+        f"{values['gflop']:.2f}",
+        f"{values['tiles_per_second']:.0f}",
+        *papers,
+    ]
 
 
 def write(folder: Path, table: Sequence[Row], note: str) -> None:
@@ -161,7 +215,9 @@ def write(folder: Path, table: Sequence[Row], note: str) -> None:
     write_page(
         folder / "index.html",
         "comparison.html.j2",
+        head=HEAD,
         rows=[cells_of(row) for row in table],
+        explained=_explained(table),
         note=note,
         plots={
             key: cost_plot(
@@ -177,5 +233,13 @@ def write(folder: Path, table: Sequence[Row], note: str) -> None:
     )
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+def _with_interval(values: Mapping[str, Any], key: str, sign: str = "") -> str:
+    if values[key] is None:
+        return ""
+    shown = _percent(values[key], sign)
+    low, high = (_percent(values[f"{key}_{end}"], sign) for end in ("low", "high"))
+    return f"{shown} ({low} to {high})" if low else shown
+
+
+def _percent(share: float | None, sign: str = "") -> str:
+    return "" if share is None else f"{100 * share:{sign}.1f}"

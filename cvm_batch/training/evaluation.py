@@ -5,7 +5,7 @@ Shapes: n cells, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,18 +17,12 @@ from torch import Tensor, nn
 
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.augment import ATTITUDES, in_attitudes
+from cvm_batch.training.bootstrap import OVERALL, RESAMPLES, figures, interval, resampled
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.metrics import Metrics, measure
 from cvm_batch.training.stepping import probabilities
 
-_RESAMPLES = 1000
 _BINS = 10
-_FIGURES: Mapping[str, Callable[[Metrics], float]] = {
-    "accuracy": lambda metrics: metrics.accuracy,
-    "macro_precision": lambda metrics: metrics.macro_precision,
-    "macro_recall": lambda metrics: metrics.macro_recall,
-    "macro_f1": lambda metrics: metrics.macro_f1,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +47,23 @@ class Evaluation:
     def metrics(self) -> Metrics:
         return measure(self.labels, self.predicted, self.class_names)
 
-    def intervals(self, *, seed: int = 0, resamples: int = _RESAMPLES) -> dict[str, list[float]]:
+    def intervals(self, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
         """95 % intervals of the four overall figures and of the F1 of each class that is there.
 
-        By bootstrap over groups: cells of one frame succeed and fail together, so that
-        drawing cells one by one would make the intervals too narrow.
+        By bootstrap over groups, each resample with cells of every class that is there.
         """
-        rng = np.random.default_rng(seed)
-        names, group_of = np.unique(np.asarray(self.groups), return_inverse=True)
-        classes = len(self.class_names)
-        confusions = np.zeros((len(names), classes, classes), np.int64)
-        np.add.at(confusions, (group_of, self.labels, self.predicted), 1)
+        drawn = resampled(
+            self.groups,
+            self.labels,
+            [self.predicted],
+            len(self.class_names),
+            seed=seed,
+            resamples=resamples,
+        )[:, 0]
         met = np.flatnonzero(self.metrics.support)
-        found = []
-        for _ in range(resamples):
-            times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-            drawn = Metrics(
-                class_names=self.class_names, confusion=np.tensordot(times, confusions, 1)
-            )
-            found.append([figure(drawn) for figure in _FIGURES.values()] + drawn.f1[met].tolist())
-        # A class that was not drawn has no F1 in that sample.
-        low, high = np.nanpercentile(np.array(found), [2.5, 97.5], axis=0)
-        keys = [*_FIGURES, *(f"f1 of {self.class_names[at]}" for at in met)]
-        return {
-            key: [round(float(lo), 4), round(float(hi), 4)]
-            for key, lo, hi in zip(keys, low, high, strict=True)
-        }
+        overall, f1 = figures(drawn, met)
+        keys = [*OVERALL, *(f"f1 of {self.class_names[at]}" for at in met)]
+        return dict(zip(keys, map(interval, np.hstack([overall, f1]).T), strict=True))
 
     def calibration(self, bins: int = _BINS) -> list[dict[str, float]]:
         """Cells by the confidence of their class: mean confidence beside the share right."""

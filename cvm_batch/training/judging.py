@@ -36,7 +36,8 @@ def judge(bundle: Bundle, data: Sequence[Path], *, flips: bool = False) -> Judge
     torch.set_num_threads(usable_cpus())
     names = bundle.spec.class_names
     classes = bundle.spec.provenance.get("recipe", {}).get("classes") or {}
-    cells = load_cells(*data)
+    # A folder of one class alone is as good a question as any.
+    cells = load_cells(*data, least_classes=1)
     known = set(names) | {member for members in classes.values() for member in members}
     if unknown := [name for name in cells.class_names if name not in known]:
         raise DataSetError(

@@ -73,7 +73,9 @@ def write_report(
         sides={name: side for name, (side, _) in sides.items()},
         first=next(iter(sides)),
         epochs=epochs,
-        paper=paper_figures(bundle.spec.provenance.get("recipe", {})),
+        paper=paper_figures(
+            bundle.spec.provenance.get("recipe", {}), evaluation.class_names, next(iter(sides))
+        ),
         plots={
             "curves": curves(epochs) if epochs else None,
             "confusion": confusion(evaluation),

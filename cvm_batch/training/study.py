@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ from cvm_batch.training.comparison import Trial, run
 from cvm_batch.training.elsewhere import run_job
 
 _JOB_FILE = "trials.pickle"
+#: Of a trial whose process and whose job died, or that wrote where this process does not see it.
+_NO_RESULT = {"error": "left no result"}
 
 
 class Runner(Protocol):
@@ -52,6 +54,24 @@ class OnRay:
         path.unlink()
 
 
+def cpus_for_each(nodes: Sequence[Mapping[str, float]], at_once: int, *, gpus: bool = False) -> int:
+    """The most CPUs that each of so many trials may ask for and still run at the same time.
+
+    ``nodes`` are Ray's resources of each. A trial lies within one node: a share of the sum of all
+    could be more than any node has, and such a task would wait for ever.
+    """
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+
+    def room(cpus: int) -> int:
+        return sum(
+            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if gpus else at_once)
+            for node in nodes
+        )
+
+    wanted = min(at_once, room(1))
+    return next((cpus for cpus in range(largest, 0, -1) if room(cpus) >= max(1, wanted)), 1)
+
+
 def study(
     planned: Sequence[Trial],
     out: Path,
@@ -64,9 +84,9 @@ def study(
     say(f"{len(planned)} trials, {len(planned) - len(missing)} of them done before")
     if missing:
         runner(missing, say)
-    found = [value for trial in planned if (value := trial.found()) is not None]
+    found = [trial.found() or trial.named | _NO_RESULT for trial in planned]
     comparison_table.write(out, comparison_table.rows(found), _note(planned))
-    return sum("error" in value for value in found) + len(planned) - len(found)
+    return sum("error" in value for value in found)
 
 
 def _is_missing(trial: Trial) -> bool:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cvm_batch.cli.compare import compare as command
+from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import UsageError
+from cvm_batch.jobfiles import job_file
 from cvm_batch.model.architecture import Fusion, SingleNetwork
-from cvm_batch.training.comparison import ALL, Trial, trials
-from cvm_batch.training.comparison_table import mcnemar, rows
+from cvm_batch.training.comparison import ALL, Trial, run, trials
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.recipes import find_recipe, overridden
+from cvm_batch.training.study import cpus_for_each, study
 
 
 def test_the_names_are_those_of_table_3() -> None:
@@ -46,18 +51,8 @@ def test_recipes_are_alike_but_for_the_network(data: Path, tmp_path: Path) -> No
         assert trial.recipe.epochs == 3
         assert trial.recipe.split_seed == recipe.split_seed
     assert len({trial.path for trial in planned}) == 10
-    with pytest.raises(UsageError, match="no such width"):
-        trials(["resnet18@hidden=9"], [0], recipe, [data], tmp_path)
-    with pytest.raises(UsageError, match="sets no field"):
-        trials(["resnet18@colour=9"], [0], recipe, [data], tmp_path)
-
-
-def test_mcnemar_by_hand() -> None:
-    right = np.array([True] * 8 + [False] * 2 + [True] * 5)
-    other = np.array([False] * 8 + [True] * 2 + [True] * 5)
-    # Of ten cells on which one alone is right, two or fewer on one side: 2 (1 + 10 + 45) / 1024.
-    assert mcnemar(right, other) == pytest.approx(112 / 1024)
-    assert mcnemar(right, right) == 1.0
+    with pytest.raises(UsageError, match="see --seeds"):
+        trials(["resnet18@seed=3"], [0], recipe, [data], tmp_path)
 
 
 def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> None:
@@ -79,16 +74,20 @@ def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> No
     ]
     assert [name.partition("-seed")[0] for name in changed] == ["inception_v3"]
 
-    with (out / "table.csv").open(newline="") as file:
-        table = {row["model"]: row for row in csv.DictReader(file)}
+    table = table_of(out)
     assert list(table) == names.split(",")
     assert table["inception_v3"]["failed"] == "1"
     assert table["inception_v3"]["accuracy"] == ""
     assert table["inception_v3"]["paper_accuracy"] == "0.8496"
     ours, other = table["cvm-cervix"], table["test_resnet"]
+    assert ours["timed_on"] == f"{usable_cpus()} CPU threads"
     assert 0 <= float(ours["accuracy_low"]) <= float(ours["accuracy"])
     assert ours["mcnemar_p"] == ""
     assert 0 < float(other["mcnemar_p"]) <= 1
+    difference = float(other["accuracy"]) - float(ours["accuracy"])
+    assert float(other["accuracy_difference"]) == pytest.approx(difference, abs=2e-4)
+    low, high = (float(other[f"f1_difference_{end}"]) for end in ("low", "high"))
+    assert low <= float(other["f1_difference"]) <= high
     assert int(ours["parameters"]) > int(other["parameters"]) > 1000
     markdown = (out / "table.md").read_text()
     assert "1 epochs of batches of 16" in markdown
@@ -98,28 +97,121 @@ def test_a_study_shows_what_failed_and_goes_on(data: Path, tmp_path: Path) -> No
     assert not re.search(r"(src|href)=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
 
 
-def test_seeds_are_averaged_and_their_cells_paired() -> None:
-    def trial(model: str, seed: int, accuracy: float, right: list[bool]) -> dict[str, object]:
-        figures = dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), accuracy)
-        test = figures | {"accuracy": accuracy, "intervals_95": {"accuracy": [0.1, accuracy]}}
-        costs = {"parameters": 5, "gflop": 1.0, "tiles_per_second": 10.0}
-        named = {"model": model, "seed": seed, "right": right, "test": test}
-        return named | costs | {"fp16": {"accuracy": accuracy}}
+def planned_here(data: Path, folder: Path, *models: str) -> list[Trial]:
+    recipe = overridden(find_recipe("smoke"), ["epochs=1"])
+    return trials(models, [0], recipe, [data], folder)
 
-    found = [
-        trial("cvm-cervix", 0, 1.0, [True, True]),
-        trial("cvm-cervix", 1, 0.5, [True, False]),
-        trial("x", 0, 0.5, [False, True]),
-        trial("x", 1, 0.0, [False, False]),
-        {"model": "y", "seed": 0, "error": "it broke"},
-    ]
-    table = {row.model: row.values for row in rows(found)}
-    assert table["cvm-cervix"]["accuracy"] == 0.75
-    assert table["x"]["seeds"] == 2
-    # Ours alone is right on two of four, the other never: 2 / 2**2.
-    assert table["x"]["mcnemar_p"] == 0.5
-    assert table["y"]["error"] == "it broke"
-    assert table["y"]["accuracy"] is None
+
+def table_of(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError(), "AssertionError"),
+        (KeyError("stem"), "KeyError: 'stem'"),
+        (MemoryError("no more\nsecond line"), "MemoryError: no more"),
+    ],
+)
+def test_whatever_breaks_a_trial_is_told_in_its_file(
+    error: Exception, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cvm_batch.training.comparison.train", breaks)
+    planned = planned_here(data, tmp_path, "cvm-cervix")
+    assert study(planned, tmp_path) == 1
+    assert planned[0].found() == {"model": "cvm-cervix", "seed": 0, "epochs": 1, "error": said}
+    assert table_of(tmp_path)["cvm-cervix"]["error"] == said
+
+
+def test_a_trial_that_left_no_file_is_a_row(data: Path, tmp_path: Path) -> None:
+    """Its job was killed with it, say."""
+    planned = planned_here(data, tmp_path, "cvm-cervix", "resnet18")
+    assert study(planned, tmp_path, runner=lambda missing, say: None) == 2
+    table = table_of(tmp_path)
+    assert list(table) == ["cvm-cervix", "resnet18"]
+    assert table["resnet18"]["error"] == "left no result"
+
+
+def test_a_trial_that_died_on_the_cluster_leaves_why(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = compare_job()
+    died = job.ray.exceptions.WorkerCrashedError()
+
+    def get(_: object) -> None:
+        raise died
+
+    monkeypatch.setattr(job.ray, "get", get)
+    one, other = planned_here(data, tmp_path, "cvm-cervix", "resnet18")
+    other.path.parent.mkdir()
+    other.path.write_text('{"test": {}}')
+    assert job._ended(one, object())["error"].startswith("WorkerCrashedError: The worker died")
+    assert one.found() == job._ended(one, object())
+    # It came to its end, and died afterwards.
+    assert job._ended(other, object()) == other.found() == {"test": {}}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "at_once", "each"),
+    [
+        ([8], 4, 2),
+        ([2], 8, 1),
+        ([6, 6], 3, 3),  # four each of twelve, and a node would have room for one
+        ([4, 4], 1, 4),  # all eight are on no node
+        ([4, 16], 1, 16),
+        ([0, 4], 2, 2),  # a head that takes no work
+        ([], 2, 1),
+    ],
+)
+def test_no_trial_asks_for_more_than_a_node_has(cpus: list[int], at_once: int, each: int) -> None:
+    assert cpus_for_each([{"CPU": count} for count in cpus], at_once) == each
+
+
+def test_trials_on_gpus_share_the_cpus_beside_them() -> None:
+    nodes: list[dict[str, float]] = [{"CPU": 64}, {"CPU": 16, "GPU": 2}]
+    assert cpus_for_each(nodes, 2, gpus=True) == 8
+    assert cpus_for_each(nodes, 9, gpus=True) == 8  # seven of them wait for a GPU
+    assert cpus_for_each([{"CPU": 64}], 2, gpus=True) == 1  # whatever the GPU's node will have
+
+
+def test_a_trial_keeps_to_its_threads(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    seen = []
+
+    def breaks(*_: object, **__: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise ValueError
+
+    monkeypatch.setattr("cvm_batch.training.comparison.train", breaks)
+    (trial,) = planned_here(data, tmp_path, "cvm-cervix")
+    run(trial, threads=before + 1)
+    torch.set_num_threads(before)
+    assert seen == [before + 1]
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    job = compare_job()
+    with pytest.raises(click.ClickException, match="leave --gpus out"):
+        job._check_gpus([{"CPU": 4}], True, None)
+    job._check_gpus([{"CPU": 4}], True, "10.0.0.1:6379")
+    job._check_gpus([{"CPU": 4}, {"GPU": 1}], True, None)
+
+
+def compare_job() -> Any:
+    """jobs/compare.py as a module."""
+    spec = spec_from_file_location("compare_job", job_file("compare.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_trials_of_another_recipe_are_other_files(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from cvm_batch.errors import DataSetError
 from cvm_batch.model.bundle import Bundle, load_bundle, reference_probabilities
 from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.judging import judge
+from cvm_batch.training.paper import paper_figures
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.report import write_report
 from cvm_batch.training.run import Job, train_bundle
@@ -141,3 +144,46 @@ def test_a_changed_recipe_begins_anew(tmp_path: Path, data: Path, tiny_recipe: R
 
     assert folder(tiny_recipe) == folder(replace(tiny_recipe))
     assert folder(tiny_recipe) != folder(replace(tiny_recipe, learning_rate=1e-4))
+
+
+def test_evaluate_takes_cells_of_one_class(tmp_path: Path, data: Path, bundle: Bundle) -> None:
+    """All of them negative, say: training could not use it, and its recall is a question."""
+    shutil.copytree(data / "HSIL", tmp_path / "cells" / "HSIL")
+    arguments = ["--model", str(bundle.path), "--data", str(tmp_path / "cells")]
+    result = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(result.output)
+    assert found["cells"] == 40
+    assert found["per_class"]["HSIL"]["support"] == 40
+    assert found["per_class"]["NILM"]["recall"] is None
+    assert found["macro_recall"] == found["accuracy"]
+    with pytest.raises(DataSetError, match="40 images of 1 classes, and 2 at least are needed"):
+        load_cells(tmp_path / "cells")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataSetError, match="0 images of 0 classes, and 1 at least"):
+        judge(bundle, [tmp_path / "empty"])
+
+
+def test_two_folders_of_one_class_each_are_a_set(tmp_path: Path, data: Path) -> None:
+    for name in ("HSIL", "NILM"):
+        shutil.copytree(data / name, tmp_path / name / name)
+    assert load_cells(tmp_path / "HSIL", tmp_path / "NILM").class_names == ("HSIL", "NILM")
+
+
+def test_the_papers_figures_stand_beside_its_own_classes_only(
+    tmp_path: Path, data: Path, bundle: Bundle
+) -> None:
+    herlev = {"name": "paper-herlev2"}
+    found = paper_figures(herlev, ("Abnormal", "Normal"), "test")
+    assert found is not None
+    assert found.accuracy == 0.9235
+    assert paper_figures(herlev, ("Abnormal", "Normal"), "all cells") is None
+    assert paper_figures(herlev, ("Odd", "Normal"), "test") is None
+    assert paper_figures({"name": "smoke"}, ("Abnormal", "Normal"), "test") is None
+
+    # A recipe of the paper's, on other cells than the paper's.
+    spec = replace(bundle.spec, provenance={"recipe": herlev})
+    judged = judge(bundle, [data])
+    page = tmp_path / "page.html"
+    sides = {"test": (judged.evaluation, judged.positions)}
+    write_report(page, replace(bundle, spec=spec), sides, judged.cells)
+    assert "the paper's CVM-Cervix" not in page.read_text()

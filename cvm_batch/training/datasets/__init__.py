@@ -16,14 +16,22 @@ from cvm_batch.training.datasets.labelled import CellImage, LabelledCells, label
 __all__ = ["LabelledCells", "load_cells"]
 
 
-def load_cells(*roots: Path) -> LabelledCells:
+def load_cells(*roots: Path, least_classes: int = 2) -> LabelledCells:
     """Read the labelled sets in these folders as one.
 
     Each folder is in one of the layouts of this package's modules: a cells table, CRIC as
-    published, archives with labels, or a folder for each class. Raises DataSetError.
+    published, archives with labels, or a folder for each class. Raises DataSetError, also
+    where all of them together hold fewer classes than training takes.
     """
     found = [_load(root) for root in roots]
-    return found[0] if len(found) == 1 else _together(found, roots)
+    cells = found[0] if len(found) == 1 else _together(found, roots)
+    if len(cells.class_names) < least_classes:
+        raise DataSetError(
+            f"{cells.where} holds {len(cells)} images of {len(cells.class_names)} classes, and "
+            f"{least_classes} at least are needed. Give a folder with {tables.TABLE_FILE} in it, "
+            "or one with a sub-folder of images for each class."
+        )
+    return cells
 
 
 def _load(root: Path) -> LabelledCells:

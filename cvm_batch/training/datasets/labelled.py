@@ -170,15 +170,9 @@ def labelled(
 ) -> LabelledCells:
     """The set of these cells, ``names`` being their classes; duplicates join their groups.
 
-    Raises DataSetError for fewer than two classes, or files that cannot be read.
+    Raises DataSetError for files that cannot be read.
     """
     class_names = class_order(names)
-    if len(class_names) < 2:
-        raise DataSetError(
-            f"{where} holds {len(images)} images of {len(class_names)} classes, and training "
-            "takes two classes at least. Give a folder with cells.csv in it, or one with a "
-            "sub-folder of images for each class."
-        )
     position = {name: place for place, name in enumerate(class_names)}
     cells = LabelledCells(
         where=where,
