@@ -135,6 +135,43 @@ def test_the_night_is_run_once_at_a_time_on_a_cluster_with_tokens() -> None:
     assert "--until" in job["entrypoint"]
 
 
+def _nights_job() -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+    return job
+
+
+def test_kuberay_takes_how_the_nights_cluster_is_cleared_away() -> None:
+    """As its operator's `validateDeletionConfiguration` has it, of which the schema says nothing:
+    a time to live needs the shutdown, and rules of deletion exclude it (and are behind a feature
+    gate in KubeRay 1.5)."""
+    spec = _nights_job()["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] > 0
+    assert "deletionStrategy" not in spec
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("Complete", 0), ("Failed", 1), ("ValidationFailed", 1)]
+)
+def test_the_night_waits_for_every_end_that_kuberay_knows(
+    state: str, code: int, tmp_path: Path
+) -> None:
+    """Those of `IsJobDeploymentTerminal`, and what `Reconcile` sets where a job is not valid."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        f'#!/bin/sh\ncase "$1" in create) echo rayjob.ray.io/x ;; *) echo {state} ;; esac\n'
+    )
+    kubectl.chmod(0o755)
+    ended = subprocess.run(
+        ["sh", CLUSTER / "kuberay" / "night.sh"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )
+    assert ended.returncode == code
+
+
 def test_the_nights_configuration_is_one(tmp_path: Path) -> None:
     config = yaml.safe_load((CLUSTER / "kuberay" / "20-config.yaml").read_text())
     path = tmp_path / "config.toml"
