@@ -135,8 +135,29 @@ def test_the_night_is_run_once_at_a_time_on_a_cluster_with_tokens() -> None:
     assert "--until" in job["entrypoint"]
 
 
+def _in(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text()))
+
+
+def test_the_autoscaler_gets_the_account_that_kuberay_makes_for_it() -> None:
+    """`GetHeadGroupServiceAccountName`: the head's own, or one named like the cluster, which
+    `reconcileAutoscalerServiceAccount` makes only where there is none of that name yet; to it
+    `reconcileAutoscalerRoleBinding` gives the right to make and end pods."""
+    ours = {one["metadata"]["name"] for one in _in("10-access.yaml") if "Account" in one["kind"]}
+    (standing,) = _in("40-cluster.yaml")
+    assert standing["metadata"]["name"] not in ours
+    for cluster in (standing["spec"], _nights_job()["spec"]["rayClusterSpec"]):
+        head = cluster["headGroupSpec"]["template"]["spec"]
+        assert "serviceAccountName" not in head
+        assert "automountServiceAccountToken" not in head
+        for group in cluster["workerGroupSpecs"]:
+            worker = group["template"]["spec"]
+            assert worker["serviceAccountName"] in ours
+            assert worker["automountServiceAccountToken"] is False
+
+
 def _nights_job() -> dict[str, Any]:
-    job: dict[str, Any] = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+    (job,) = _in("rayjob.yaml")
     return job
 
 
