@@ -103,7 +103,8 @@ def screening_options(command: F) -> F:
         click.option(
             "--until",
             type=Until(),
-            help="End by then, exit code 4: 06:00, or 8h, 90m; the rest is for the next submit.",
+            help="End by then, exit code 4: 06:00, or 8h, 90m; or 20:00-06:00, outside of which "
+            "nothing is begun. The rest is for the next submit.",
         ),
         click.option(
             "--report/--no-report",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import yaml
 
 from cvm_batch.cli import cli
 from cvm_batch.cli.config import Config
+from cvm_batch.cli.until import moment
 from cvm_batch.screening.metrics import Kind, Metric
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +135,26 @@ def test_the_night_is_run_once_at_a_time_on_a_cluster_with_tokens() -> None:
         wanted = json.loads(json.loads(groups["driver"]["rayStartParams"]["resources"]))
         assert wanted == {"cvm_batch_driver": 1}
     assert json.loads(job["entrypointResources"]) == {"cvm_batch_driver": 1}
-    assert "--until" in job["entrypoint"]
+
+
+def test_the_night_ends_by_the_laboratorys_clock_before_kubernetes_ends_it() -> None:
+    """Also a second try, whose deadline `initRayJobStatusIfNeed` counts anew."""
+    (cron,) = _in("50-nightly.yaml")
+    spec = _nights_job()["spec"]
+    environment, zone, *command = shlex.split(spec["entrypoint"])
+    assert (environment, zone) == ("env", f"TZ={cron['spec']['timeZone']}")
+    minute, hour, *_ = cron["spec"]["schedule"].split()
+    evening = datetime(2026, 1, 10, int(hour), int(minute))
+    until = command[command.index("--until") + 1]
+    night = (moment(until, evening.astimezone()) or 0) - evening.timestamp()
+    assert 0 < night < spec["activeDeadlineSeconds"]
+    # A second try, begun as late as a first may end, is over.
+    late = datetime.fromtimestamp(evening.timestamp() + spec["activeDeadlineSeconds"]).astimezone()
+    assert (moment(until, late) or 0) < late.timestamp()
+    waits = cron["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    assert 2 * spec["activeDeadlineSeconds"] < waits < 24 * 3600
+    for stage in _stages():
+        assert "tzdata" in stage, "TZ would mean UTC"
 
 
 def _in(name: str) -> list[dict[str, Any]]:
@@ -219,11 +241,17 @@ def test_the_image_is_pinned_and_nobodys_root() -> None:
     text = (CLUSTER / "image" / "Dockerfile").read_text()
     assert "--require-hashes --requirement requirements.lock" in text
     assert not re.search(r"^FROM \S+(:latest)?( AS|$)(?<!:\S)", text, re.M) or ":latest" not in text
-    stages = re.split(r"^FROM ", text, flags=re.M)[2:]
+    stages = _stages()
     assert [stage.partition(" AS ")[2].split()[0] for stage in stages] == ["cpu", "cuda"]
     for stage in stages:
         assert "USER 1000" in stage
         assert "HEALTHCHECK" in stage
+
+
+def _stages() -> list[str]:
+    """Of the images that run: what comes after each FROM, but for the one that builds."""
+    text = (CLUSTER / "image" / "Dockerfile").read_text()
+    return re.split(r"^FROM ", text, flags=re.M)[2:]
 
 
 def test_ray_up() -> None:
