@@ -278,6 +278,26 @@ def test_systemd(tmp_path: Path) -> None:
     passes(tool("systemd-analyze"), "verify", "--man=no", *sorted(tmp_path.iterdir()))
 
 
+def test_the_service_finds_what_the_guide_lays_out() -> None:
+    """The models that were promoted, and folders that belong to the account that runs it."""
+    unit = (CLUSTER / "systemd" / "cvm-batch.service").read_text()
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    settings = re.findall(r"^(\w+)=(.*)$", unit, re.M)
+    account = dict(settings)["User"]
+    environment = dict(
+        word.split("=", 1)
+        for key, value in settings
+        if key == "Environment"
+        for word in value.split()
+    )
+    (made,) = re.findall(rf"install -d -o {account} (.+)", guide)
+    writes = [path for key, value in settings if key == "ReadWritePaths" for path in value.split()]
+    wanted = {*writes, environment["HOME"], environment["CVM_BATCH_MODELS"]}
+    assert set(made.split()) == wanted
+    assert f"sudo -H -u {account} -s" in guide
+    assert f"CVM_BATCH_MODELS={environment['CVM_BATCH_MODELS']}" in guide
+
+
 def test_prometheus() -> None:
     passes(tool("promtool"), "check", "config", CLUSTER / "prometheus" / "prometheus.yml")
 
