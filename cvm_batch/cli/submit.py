@@ -135,7 +135,7 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
     ending = follow_to_end(client, submission_id, say)
     if as_json and ending.summary is not None:
         print_json(ending.summary)
-    return ending.exit_code
+    return ending.known_code
 
 
 def _for_nodes(settings: Settings, ship_bundle: bool) -> tuple[Settings, Bundle | None]:

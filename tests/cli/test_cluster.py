@@ -100,6 +100,16 @@ def test_the_exit_code_is_the_runs(there: Cluster, tmp_path: Path, code: int) ->
     assert run("logs", "--address", URL, "--follow").return_value == code
 
 
+def test_a_job_whose_node_is_gone_is_told_of(there: Cluster, tmp_path: Path) -> None:
+    there.ends = Ending(exit_code=3)
+    run("submit", tmp_path, "--model", "m", "--out", tmp_path, "--address", URL, "--detach")
+    there.node_is_gone = True
+    assert "exit code unknown" in run("status", "--address", URL).stdout
+    assert json.loads(run("status", "--address", URL, "--json").stdout)["exit_code"] is None
+    with pytest.raises(CvmBatchError, match="may be gone"):
+        run("logs", "--address", URL)
+
+
 def test_a_shipped_bundle_is_another_configuration(
     there: Cluster, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:

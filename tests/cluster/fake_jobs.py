@@ -19,6 +19,8 @@ class FakeJobs:
         self._logs: dict[str, str] = {}
         self.drops = 0
         """So many of the next calls find no connection."""
+        self.node_is_gone = False
+        """Of the drivers: the head knows the jobs, and nobody has their logs."""
 
     def submit(self, request: JobRequest) -> None:
         self._connect()
@@ -43,6 +45,8 @@ class FakeJobs:
 
     def logs(self, submission_id: str) -> str:
         self.seen(submission_id)
+        if self.node_is_gone:
+            raise ClusterError("The cluster says: aiohttp.ClientConnectorError: no node.")
         return self._logs[submission_id]
 
     def stop(self, submission_id: str) -> None:
