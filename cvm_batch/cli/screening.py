@@ -171,6 +171,12 @@ def _nothing(run_id: str) -> None:
     """What is done at the end of a run without a report."""
 
 
+def for_the_log(summary: RunSummary, *, log_json: bool) -> RunSummary:
+    """The summary as it may stand beside the run's log: where that names no slide, nor does it."""
+    pseudonyms = Pseudonyms.from_environment() if log_json else None
+    return summary.under(pseudonyms) if pseudonyms else summary
+
+
 def print_summary(summary: RunSummary, out: Path | str) -> None:
     """What a person wants to know at once: what is done, what is wrong, where it lies."""
     ended = summary.by_status.total()
