@@ -23,7 +23,11 @@ import yaml
 from cvm_batch.cli import cli
 from cvm_batch.cli.config import Config
 from cvm_batch.cli.until import moment
+from cvm_batch.cluster.jobs import JobRequest
+from cvm_batch.cluster.submission import ours, stop_request
+from cvm_batch.model.registry import MODELS_VARIABLE
 from cvm_batch.screening.metrics import Kind, Metric
+from tests.cluster.fake_jobs import FakeJobs
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -216,11 +220,39 @@ def test_the_night_waits_for_every_end_that_kuberay_knows(
 
 
 def test_the_nights_configuration_is_one(tmp_path: Path) -> None:
-    config = yaml.safe_load((CLUSTER / "kuberay" / "20-config.yaml").read_text())
+    config, environment = _in("20-config.yaml")
     path = tmp_path / "config.toml"
     path.write_text(config["data"]["config.toml"])
-    assert tomllib.loads(path.read_text())["submit"].keys() >= {"slides", "model", "out"}
     Config.read(cli, path)
+    submit = tomllib.loads(path.read_text())["submit"]
+    assert submit.keys() >= {"slides", "model", "out"}
+    # A name, which `models promote` and `rollback` change; a path would go on meaning the old one.
+    assert "/" not in submit["model"]
+    assert environment["data"].keys() == {MODELS_VARIABLE}
+    assert _nights_job()["spec"]["metadata"]["out"] == submit["out"]
+
+
+def test_every_pod_knows_the_models_and_the_driver_alone_the_secrets() -> None:
+    (standing,) = _in("40-cluster.yaml")
+    for cluster in (standing["spec"], _nights_job()["spec"]["rayClusterSpec"]):
+        groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+        for name, group in (groups | {"head": cluster["headGroupSpec"]}).items():
+            (ray,) = group["template"]["spec"]["containers"]
+            sources = [source for one in ray["envFrom"] for source in one.values()]
+            secrets = {"cvm-batch-secrets"} if name == "driver" else set()
+            assert {source["name"] for source in sources} == secrets | {
+                *("cvm-batch-environment", "cvm-batch-storage"),
+            }
+
+
+def test_a_night_of_kuberays_is_known_as_a_run_of_ours() -> None:
+    """The operator hands `spec.metadata` on as the job's (`BuildJobSubmitCommand`)."""
+    client = FakeJobs()
+    metadata = _nights_job()["spec"]["metadata"]
+    client.submit(JobRequest(submission_id="cvm-batch-night-x", entrypoint="", metadata=metadata))
+    (job,) = ours(client)
+    words = shlex.split(stop_request(job).entrypoint)
+    assert words == ["python", "-m", "cvm_batch", "stop", "/data/results"]
 
 
 @named(YAML)
