@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from cvm_batch.cluster.jobs import JobRequest, JobSeen, JobState
 from cvm_batch.errors import ClusterError, ClusterUnreachableError, SubmissionTakenError
 
+#: Of the machine on which all drivers run.
+HOST = "10.0.0.11"
+
 
 class FakeJobs:
     """Jobs that do what a test says, and a connection that drops when a test says."""
@@ -34,6 +37,7 @@ class FakeJobs:
             began=datetime.now(UTC),
             ended=None,
             metadata=dict(request.metadata),
+            host=HOST,
         )
         self._logs[request.submission_id] = ""
 
