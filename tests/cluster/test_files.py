@@ -245,6 +245,35 @@ def test_every_pod_knows_the_models_and_the_driver_alone_the_secrets() -> None:
             }
 
 
+def test_neither_head_nor_driver_is_drained() -> None:
+    """For pods whose controller has no scale subresource, Kubernetes' disruption controller takes
+    `minAvailable` alone, as a number (`getExpectedScale`); KubeRay labels the pods of a group."""
+    budgets = [one for one in _in("30-network.yaml") if one["kind"] == "PodDisruptionBudget"]
+    kept = [one["spec"]["selector"]["matchLabels"] for one in budgets]
+    assert [
+        {name: value for name, value in labels.items() if name.startswith("ray.io/")}
+        for labels in kept
+    ] == [{"ray.io/node-type": "head"}, {"ray.io/group": "driver"}]
+    for budget in budgets:
+        assert "maxUnavailable" not in budget["spec"]
+        assert budget["spec"]["minAvailable"] > 10  # clusters at a time
+
+
+def test_mail_leaves_from_the_driver_and_identities_reach_the_pods() -> None:
+    policies = [one for one in _in("30-network.yaml") if one["kind"] == "NetworkPolicy"]
+    everywhere, mail = (one["spec"] for one in policies)
+    assert mail["podSelector"]["matchLabels"]["ray.io/group"] == "driver"
+    assert {port["port"] for rule in mail["egress"] for port in rule["ports"]} == {587, 465, 25}
+    blocks = [
+        to["ipBlock"]["cidr"]
+        for rule in everywhere["egress"]
+        for to in rule.get("to", ())
+        if "ipBlock" in to
+    ]
+    assert blocks == ["169.254.170.23/32", "169.254.169.252/32"]
+    assert "namespace `kuberay-operator`" in (CLUSTER / "kuberay" / "README.md").read_text()
+
+
 def test_a_night_of_kuberays_is_known_as_a_run_of_ours() -> None:
     """The operator hands `spec.metadata` on as the job's (`BuildJobSubmitCommand`)."""
     client = FakeJobs()
