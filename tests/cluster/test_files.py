@@ -364,6 +364,56 @@ def test_prometheus() -> None:
     passes(tool("promtool"), "check", "config", CLUSTER / "prometheus" / "prometheus.yml")
 
 
+QUEUED, TILES = "ray_cvm_batch_queue_tiles", "ray_cvm_batch_tiles_total{replica='1'}"
+REPLICAS = "ray_cvm_batch_replicas"
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "fires"),
+    [
+        # Promtool's notation: a value each minute, `0+600x60` for 0, 600, ... 36000.
+        ("CvmBatchStandsStill", {QUEUED: "9x60"}, True),  # not one tile was ever classified
+        ("CvmBatchStandsStill", {QUEUED: "9x60", TILES: "500x60"}, True),
+        ("CvmBatchStandsStill", {QUEUED: "9x60", TILES: "0+600x60"}, False),
+        ("CvmBatchStandsStill", {QUEUED: "0x60"}, False),
+        ("CvmBatchNoReplicas", {QUEUED: "9x60"}, True),
+        ("CvmBatchNoReplicas", {QUEUED: "9x60", REPLICAS: "0x60"}, True),
+        ("CvmBatchNoReplicas", {QUEUED: "9x60", REPLICAS: "1x60"}, False),
+        ("CvmBatchNodesGone", {QUEUED: "9x60"}, True),
+        ("CvmBatchNodesGone", {QUEUED: "9x30 0x30"}, False),  # the cluster shrinks with its work
+    ],
+)
+def test_alerts_fire(alert: str, series: dict[str, str], fires: bool, tmp_path: Path) -> None:
+    rules = CLUSTER / "prometheus" / "alerts.yml"
+    groups = yaml.safe_load(rules.read_text())["groups"]
+    (rule,) = [one for group in groups for one in group["rules"] if one["alert"] == alert]
+    # Half of the nodes go after half an hour; by a PodMonitor's name of the job, too.
+    nodes = {f"up{{job='cvm-batch/cvm-batch', instance='{i}'}}": "1x60" for i in range(2)}
+    nodes |= {f"up{{job='cvm-batch/cvm-batch', instance='{i}'}}": "1x30" for i in range(2, 4)}
+    expected = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": name, "values": values} for name, values in (series | nodes).items()
+        ],
+        "alert_rule_test": [
+            {"eval_time": "55m", "alertname": alert, "exp_alerts": [expected] if fires else []}
+        ],
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(rules)], "tests": [test]}))
+    passes(tool("promtool"), "test", "rules", path)
+
+
+def test_the_pod_monitor_finds_what_the_network_lets_it_reach() -> None:
+    """KubeRay calls the port `metrics` and opens it on 8080 (`DefaultWorkerPodTemplate`)."""
+    monitor = yaml.safe_load((CLUSTER / "prometheus" / "podmonitor.yaml").read_text())["spec"]
+    network = _in("30-network.yaml")[0]["spec"]
+    assert monitor["selector"] == network["podSelector"]
+    assert [one["port"] for one in monitor["podMetricsEndpoints"]] == ["metrics"]
+    assert 8080 in {port["port"] for one in network["ingress"] for port in one.get("ports", ())}
+
+
 def queries_of_dashboard() -> list[str]:
     board = json.loads((CLUSTER / "grafana" / "cvm-batch.json").read_text())
     return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
