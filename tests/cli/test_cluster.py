@@ -179,3 +179,16 @@ def test_trainings_are_handed_over_as_they_were_typed(
     assert typed.startswith(f"{command[0]} --data {data}")
     assert all(part in typed for part in (said, f"--out {out}", "--set epochs=3"))
     assert "--address" not in typed
+
+
+def test_the_nodes_are_asked_for_the_first_weights(there: Cluster, tmp_path: Path) -> None:
+    """Which need not lie on the desk."""
+    there.ends = Ending(exit_code=0)
+    data, out, weights = tmp_path / "cells", tmp_path / "out", tmp_path / "first.safetensors"
+    command = ("train", "--recipe", "r", "--workers", 2, "--data", data, "--out", out)
+    run(*command, "--pretrained", weights, "--address", URL)
+    _, words = handed_over(there)
+    assert words[5:9] == ["--see", str(data), "--see", str(weights)]
+    assert words[words.index("--pretrained") + 1] == str(weights)
+    here = run("train", "--recipe", "r", "--data", data, "--out", out, "--pretrained", weights)
+    assert f"There is no file {weights}" in str(here.exception)
