@@ -325,6 +325,7 @@ def test_ray_up() -> None:
     for commands in (value["head_start_ray_commands"], value["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in commands[-1]
         assert "RAY_JOB_STOP_WAIT_TIME_S=60" in commands[-1], "read where the driver runs"
+        assert MODELS_VARIABLE in commands[-1]
         assert "RAY_AUTH_TOKEN=" not in commands[-1], "a token in a list of processes"
     assert "--dashboard-host=127.0.0.1" in value["head_start_ray_commands"][-1]
 
