@@ -19,6 +19,7 @@ message, so that an error survives pickling on its way from a replica to the dri
     │       ├── OpenClusterError
     │       ├── ClusterUnreachableError
     │       └── SubmissionTakenError
+    ├── LostSightError          a run elsewhere, of which nothing was heard any more: exit code 1
     ├── RunAbortedError         the run could not go on: exit code 1
     │   ├── CommitError         a result could not be written
     │   └── TakenOverError      another run has taken the results folder over
@@ -134,6 +135,10 @@ class ClusterUnreachableError(ClusterError):
 
 class SubmissionTakenError(ClusterError):
     """The cluster has a job of that submission ID already."""
+
+
+class LostSightError(CvmBatchError):
+    """A cluster that was handed a run, and has not answered for long; the run may go on there."""
 
 
 class RunAbortedError(CvmBatchError):

@@ -29,7 +29,7 @@ import cvm_batch
 from cvm_batch.cli import cli
 from cvm_batch.cli.config import CONFIG_VARIABLE, Config
 from cvm_batch.cli.notifying import notices_for
-from cvm_batch.cli.screening import print_summary, run_settings
+from cvm_batch.cli.screening import for_the_log, print_summary, run_settings
 from cvm_batch.cli.submit import asked_by_arguments
 from cvm_batch.cluster.ending import Ending
 from cvm_batch.cluster.visibility import Needs
@@ -99,8 +99,10 @@ def _screen(settings: Settings, notices: Notices, *, log_json: bool, with_report
     probe = RunName.new(datetime.now(UTC)).run_id
     check_nodes(Needs.of(settings.inputs, where, bundle.digest, results, probe))
     summary = run_settings(settings, notices, log_json=log_json, with_report=with_report)
-    print_summary(summary, settings.out)
-    return Ending(exit_code=summary.exit_code, summary=summary.to_json())
+    if not log_json:  # which has told all of it, and may not name slides
+        print_summary(summary, settings.out)
+    told_of = for_the_log(summary, log_json=log_json)
+    return Ending(exit_code=summary.exit_code, summary=told_of.to_json())
 
 
 def _check_version(client: str | None) -> None:

@@ -9,8 +9,8 @@ while true; do
         --output jsonpath='{.status.jobDeploymentStatus}') || state=unknown
     case $state in
     Complete) exit 0 ;;
-    Failed)
-        echo "$night has failed: see its log and docs/operations.md" >&2
+    Failed | ValidationFailed)
+        echo "$night has failed ($state): see what kubectl describe says of it, its log, and docs/operations.md" >&2
         exit 1
         ;;
     esac

@@ -216,7 +216,7 @@ def hand_over_command(
     if not handing.follow:
         STDOUT.print(submission_id)
         return ExitCode.COMPLETE
-    return follow_to_end(client, submission_id).exit_code
+    return follow_to_end(client, submission_id).known_code
 
 
 def _words_of(context: click.Context) -> list[str]:

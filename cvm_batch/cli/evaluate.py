@@ -14,7 +14,7 @@ from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
     from cvm_batch.results.roc import Roc
-    from cvm_batch.results.validation import Share
+    from cvm_batch.results.validation import Agreement, Share
     from cvm_batch.results.worklist import Worklist
 
 _SHOWN = 20
@@ -128,15 +128,14 @@ def _evaluate_slides(
         now = Worklist.read(opened, SLIDE_SCORE)
     found = Validation.of(now, labelled, thresholds)
     curve = next((roc for roc in _curves(rocs, now, labelled)), None)
-    agreement = None
+    agreements: list[Agreement] = []
     if against is not None:
         with Results(against) as opened:
             before = Worklist.read(opened, SLIDE_SCORE)
-        middle = thresholds[len(thresholds) // 2]
-        agreement = Agreement.of(before, now, middle)
+        agreements = [Agreement.of(before, now, threshold) for threshold in thresholds]
     if as_json:
         told = {"validation": found.to_json(), "roc": curve and curve.to_json()}
-        print_json(told | {"agreement": agreement and agreement.to_json()})
+        print_json(told | {"agreement": [one.to_json() for one in agreements]})
         return
     click.echo("threshold  sensitivity              specificity")
     for point in found.points:
@@ -150,17 +149,34 @@ def _evaluate_slides(
         ("Not in the results", found.missing),
     ):
         if slide_ids:
-            click.echo(f"{title}: {len(slide_ids)}: {printable(', '.join(slide_ids[:_SHOWN]))}")
-    if agreement is not None:
-        kappa = "" if agreement.kappa is None else f", kappa {agreement.kappa:.2f}"
-        click.echo(
-            f"Against {against}: {agreement.slides} slides in both, the same call of "
-            f"{_share(agreement.same_call).strip()} at {middle}{kappa}; scores differ by "
-            f"{agreement.median_difference:.3f} (median), at most "
-            f"{agreement.largest_difference:.3f}"
-        )
-        for slide_id, old, new in agreement.changed[:_SHOWN]:
-            click.echo(f"  {printable(slide_id)}: {old:.2f} before, {new:.2f} now")
+            shown = printable(", ".join(slide_ids[:_SHOWN]))
+            click.echo(f"{title}: {len(slide_ids)}: {shown}{_more(len(slide_ids))}")
+    if agreements:
+        _print_agreements(agreements, against)
+
+
+def _print_agreements(agreements: Sequence[Agreement], against: Path | str | None) -> None:
+    """At each threshold; then the slides whose call changed at any, the largest change first."""
+    first = agreements[0]
+    click.echo(
+        f"Against {against}: {first.slides} slides in both; scores differ by "
+        f"{first.median_difference:.3f} (median), at most {first.largest_difference:.3f}"
+    )
+    click.echo("threshold  the same call            kappa  changed")
+    for one in agreements:
+        kappa = "    -" if one.kappa is None else f"{one.kappa:5.2f}"
+        share = _share(one.same_call)
+        click.echo(f"{one.threshold:9.2f}  {share}  {kappa}  {len(one.changed):7d}")
+    changed = {slide_id: (old, new) for one in agreements for slide_id, old, new in one.changed}
+    if changed:
+        click.echo(f"Another call at one of them: {len(changed)} slides{_more(len(changed))}")
+    largest = sorted(changed.items(), key=lambda one: -abs(one[1][0] - one[1][1]))
+    for slide_id, (old, new) in largest[:_SHOWN]:
+        click.echo(f"  {printable(slide_id)}: {old:.2f} before, {new:.2f} now")
+
+
+def _more(count: int) -> str:
+    return f" ({_SHOWN} are shown; --json lists all)" if count > _SHOWN else ""
 
 
 def _curves(

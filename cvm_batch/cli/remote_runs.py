@@ -11,9 +11,10 @@ from rich.table import Table
 from cvm_batch.cli.cluster import follow_to_end, say_line
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cluster.ending import ending_of, is_ending
+from cvm_batch.cluster.following import log_or
 from cvm_batch.cluster.jobs import JobState
 from cvm_batch.cluster.submission import ours, stop_request
-from cvm_batch.errors import ClusterError, ExitCode
+from cvm_batch.errors import ClusterError, ClusterUnreachableError, ExitCode
 
 if TYPE_CHECKING:
     from cvm_batch.cluster.jobs import JobsClient, JobSeen
@@ -24,7 +25,7 @@ _MARKER_SECONDS = 120.0
 
 def tell_status(client: JobsClient, submission_id: str | None, *, as_json: bool) -> None:
     job = _find(client, submission_id)
-    log = client.logs(job.submission_id)
+    log = log_or(client, job.submission_id, "")
     ending = ending_of(job, log) if job.state.ended else None
     if as_json:
         ended = {"exit_code": ending.exit_code, "summary": ending.summary} if ending else {}
@@ -32,7 +33,8 @@ def tell_status(client: JobsClient, submission_id: str | None, *, as_json: bool)
         return
     STDOUT.print(f"{job.submission_id}: {_state(job)}, begun {_time(job.began)}", soft_wrap=True)
     if ending is not None:
-        STDOUT.print(f"Ended {_time(job.ended)} with exit code {int(ending.exit_code)}.")
+        code = "unknown" if ending.exit_code is None else int(ending.exit_code)
+        STDOUT.print(f"Ended {_time(job.ended)}, exit code {code}.")
         if ending.error:
             say_line(ending.error)
     elif lines := [line for line in log.splitlines() if line.strip()]:
@@ -54,8 +56,17 @@ def tell_list(client: JobsClient, *, as_json: bool) -> None:
 def tell_logs(client: JobsClient, submission_id: str | None, *, follow: bool) -> int:
     job = _find(client, submission_id)
     if follow:
-        return follow_to_end(client, job.submission_id).exit_code
-    for line in client.logs(job.submission_id).splitlines():
+        return follow_to_end(client, job.submission_id).known_code
+    try:
+        log = client.logs(job.submission_id)
+    except ClusterUnreachableError:
+        raise
+    except ClusterError as error:
+        raise ClusterError(
+            f"The log of {job.submission_id} ({_state(job)}) cannot be read: it lies on the node "
+            f"that its driver ran on, which may be gone. {error}"
+        ) from error
+    for line in log.splitlines():
         if not is_ending(line):
             say_line(line)
     return ExitCode.COMPLETE

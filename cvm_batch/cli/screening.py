@@ -103,7 +103,8 @@ def screening_options(command: F) -> F:
         click.option(
             "--until",
             type=Until(),
-            help="End by then, exit code 4: 06:00, or 8h, 90m; the rest is for the next submit.",
+            help="End by then, exit code 4: 06:00, or 8h, 90m; or 20:00-06:00, outside of which "
+            "nothing is begun. The rest is for the next submit.",
         ),
         click.option(
             "--report/--no-report",
@@ -168,6 +169,12 @@ def run_settings(
 
 def _nothing(run_id: str) -> None:
     """What is done at the end of a run without a report."""
+
+
+def for_the_log(summary: RunSummary, *, log_json: bool) -> RunSummary:
+    """The summary as it may stand beside the run's log: where that names no slide, nor does it."""
+    pseudonyms = Pseudonyms.from_environment() if log_json else None
+    return summary.under(pseudonyms) if pseudonyms else summary
 
 
 def print_summary(summary: RunSummary, out: Path | str) -> None:

@@ -21,7 +21,13 @@ from cvm_batch.cli.cluster import (
 from cvm_batch.cli.console import STDERR, STDOUT, print_json
 from cvm_batch.cli.notifying import notices_for
 from cvm_batch.cli.results_root import ResultsRoot
-from cvm_batch.cli.screening import print_summary, screen, screening_options, settings_of
+from cvm_batch.cli.screening import (
+    for_the_log,
+    print_summary,
+    screen,
+    screening_options,
+    settings_of,
+)
 from cvm_batch.cluster.doors import is_jobs_address
 from cvm_batch.errors import ExitCode, UsageError
 from cvm_batch.texts import printable
@@ -68,8 +74,8 @@ def submit(slides: tuple[str, ...], as_json: bool, ship_bundle: bool, **options:
     check_direct(options["address"], handing)
     summary = screen(inputs=slides, **options)
     if as_json:
-        print_json(summary.to_json())
-    else:
+        print_json(for_the_log(summary, log_json=options["log_json"]).to_json())
+    elif not options["log_json"]:  # which has told all of it, and may not name slides
         print_summary(summary, options["out"])
     return summary.exit_code
 
@@ -135,7 +141,7 @@ def _hand_over(handing: Handing, ship_bundle: bool, as_json: bool, **options: An
     ending = follow_to_end(client, submission_id, say)
     if as_json and ending.summary is not None:
         print_json(ending.summary)
-    return ending.exit_code
+    return ending.known_code
 
 
 def _for_nodes(settings: Settings, ship_bundle: bool) -> tuple[Settings, Bundle | None]:

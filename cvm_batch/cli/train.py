@@ -39,17 +39,17 @@ from cvm_batch.cluster.doors import is_jobs_address
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
 @click.option(
     "--pretrained",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Safetensors of the whole network to begin with, as a bundle's model.safetensors.",
 )
 @click.option(
     "--pretrained-cnn",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Safetensors of timm's CNN to begin with.",
 )
 @click.option(
     "--pretrained-vt",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Safetensors of timm's visual transformer to begin with.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on a Ray cluster.")
@@ -114,9 +114,13 @@ def train(
     if (gpus or address) and workers is None:
         raise click.UsageError("--gpus and --address go with --workers.")
     handing = Handing.of(options)
+    given = [path for path in (pretrained, pretrained_cnn, pretrained_vt) if path is not None]
     if address is not None and is_jobs_address(address):
-        return hand_over_command(context, address, handing, see=data, write=out.parent)
+        return hand_over_command(context, address, handing, see=(*data, *given), write=out.parent)
     check_direct(address, handing)
+    for path in given:  # not by click, since a cluster's nodes may have what this machine lacks
+        if not path.is_file():
+            raise click.UsageError(f"There is no file {path}, which --pretrained... names.")
     recipe = find_recipe(recipe_name)
     changes = [*settings, *_given(epochs=epochs, seed=seed)]
     if network is None:

@@ -1,4 +1,4 @@
-"""``--until``: a time of day, or how long from now."""
+"""``--until``: a time of day, a window of the day, or how long from now."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from datetime import datetime, timedelta
 import click
 
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_WINDOW = re.compile(rf"({_TIME.pattern})-({_TIME.pattern})")
 _DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 class Until(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
-    """``06:00``, the next time the clock on the wall shows it, or ``8h``, ``90m``, ``1h30m``.
+    """``06:00``, the next time the clock on the wall shows it, ``20:00-06:00``, the end of that
+    window, or ``8h``, ``90m``, ``1h30m``.
+
+    Outside of a window its end has passed, so that a run which is begun there ends at once: a
+    night that is tried again in the morning does not go on through the day.
 
     Converts to seconds since the epoch.
     """
@@ -24,18 +29,35 @@ class Until(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
     ) -> float:
         found = moment(value, datetime.now().astimezone())
         if found is None:
-            self.fail(f"{value!r} is neither a time such as 06:00 nor 8h, 90m or 1h30m.")
+            self.fail(
+                f"{value!r} is neither a time such as 06:00 or 20:00-06:00 nor 8h, 90m or 1h30m."
+            )
         return found
 
 
 def moment(text: str, now: datetime) -> float | None:
     """Seconds since the epoch, or None where ``text`` is neither; ``now`` knows its zone."""
     if match := _TIME.fullmatch(text):
-        at = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
-        # A day later on the wall, which may be 23 or 25 hours.
-        naive = at.replace(tzinfo=None) + timedelta(days=at <= now)
-        return naive.astimezone().timestamp()
+        return _next(match[0], now).timestamp()
+    if match := _WINDOW.fullmatch(text):
+        begin, end = match[1], match[4]
+        ends = _next(end, now)
+        # The window that ends next is open once its begin has passed.
+        is_open = _next(begin, now) > ends or begin == end
+        return (ends if is_open else _on_the_wall(ends, days=-1)).timestamp()
     if (match := _DURATION.fullmatch(text)) and any(match.groups()):
         hours, minutes, seconds = (int(group or 0) for group in match.groups())
         return (now + timedelta(hours=hours, minutes=minutes, seconds=seconds)).timestamp()
     return None
+
+
+def _next(time: str, now: datetime) -> datetime:
+    """When the clock on the wall shows ``time`` after ``now``."""
+    hour, minute = map(int, time.split(":"))
+    at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return _on_the_wall(at, days=int(at <= now))
+
+
+def _on_the_wall(at: datetime, *, days: int) -> datetime:
+    """So many days later, which may have 23 or 25 hours."""
+    return (at.replace(tzinfo=None) + timedelta(days=days)).astimezone()

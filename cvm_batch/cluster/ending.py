@@ -23,7 +23,8 @@ _IN_ORDER = (ExitCode.COMPLETE, ExitCode.NOT_ALL_COMPLETE, ExitCode.STOPPED)
 class Ending:
     """What a submit on this machine would have ended with."""
 
-    exit_code: int
+    exit_code: int | None
+    """None where the job ended in order, but nobody can read with which: 0, 3 or 4."""
     summary: Mapping[str, Any] | None = None
     """As `RunSummary.to_json`."""
     error: str | None = None
@@ -31,7 +32,12 @@ class Ending:
     @property
     def process_code(self) -> int:
         """Of the job itself."""
-        return 0 if self.exit_code in _IN_ORDER else self.exit_code
+        return 0 if self.exit_code in (None, *_IN_ORDER) else self.exit_code
+
+    @property
+    def known_code(self) -> int:
+        """Of the one who followed: what is not known is not called complete."""
+        return ExitCode.ABORTED if self.exit_code is None else self.exit_code
 
     def line(self) -> str:
         return _MARK + json.dumps(asdict(self))
@@ -51,8 +57,13 @@ def ending_of(job: JobSeen, log: str) -> Ending:
                 break  # cut off: the node ended in the middle of it
     if job.state is JobState.STOPPED:
         return Ending(exit_code=ExitCode.STOPPED)
-    if job.state is JobState.SUCCEEDED:  # not one of our jobs that tell
-        return Ending(exit_code=ExitCode.COMPLETE)
+    if job.state is JobState.SUCCEEDED:  # its log went with its node
+        return Ending(
+            exit_code=None,
+            error=f"The job {job.submission_id} ended in order, but the end of its log, which has "
+            "the exit code, cannot be read any more. `cvm-batch status RESULTS` and the report "
+            "say how the run ended.",
+        )
     return Ending(
         exit_code=ExitCode.ABORTED,
         error=f"The job {job.submission_id} ended without a word of its own: {job.message} What "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cvm_batch.cluster.ending import is_ending
 from cvm_batch.cluster.jobs import JobsClient, JobSeen
-from cvm_batch.errors import ClusterUnreachableError
+from cvm_batch.errors import ClusterError, ClusterUnreachableError, LostSightError
 
 _EVERY_SECONDS = 2.0
 #: The whole log comes each time: of a long one less often.
@@ -29,20 +29,26 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> tuple[JobSeen, str]:
-    """The ended job and its whole log, of which ``say`` got each line once.
+    """The ended job and its log, of which ``say`` got each line once.
 
-    Not by Ray's `tail_job_logs`, which ends with the connection. Raises ClusterUnreachableError
-    where the cluster has not answered for ``patience_seconds``, and ClusterError.
+    The log is as whole as it could be had: Ray reads it on the driver's node, so that it goes with
+    that node, while the head still knows the job. Not by Ray's `tail_job_logs`, which ends with
+    the connection. Raises LostSightError where the cluster has not answered for
+    ``patience_seconds``, and ClusterError where it knows no such job.
     """
-    told, answered, lost, late = 0, now(), False, 0
+    log, told, answered, lost, late = "", 0, now(), False, 0
     while True:
         wait = _EVERY_SECONDS
         try:
             job = client.seen(submission_id)  # before the log, which then is the later one
-            log = client.logs(submission_id)
+            log = log_or(client, submission_id, log)
         except ClusterUnreachableError as error:
             if now() - answered > patience_seconds:
-                raise
+                raise LostSightError(
+                    f"{error} Nothing was heard of {submission_id} for {now() - answered:.0f} s, "
+                    "which may still run: `cvm-batch logs --follow`, with the same --address, "
+                    "follows it again."
+                ) from error
             if not lost:
                 say(f"{error} The run goes on there; trying again.")
             lost = True
@@ -59,6 +65,19 @@ def follow(
                 return job, log
             wait = min(max(wait, len(log) / _CHARACTERS_PER_SECOND), _MOST_SECONDS)
         sleep(wait)
+
+
+def log_or(client: JobsClient, submission_id: str, earlier: str) -> str:
+    """A job's log, or what was read of it ``earlier`` where its node does not answer any more.
+
+    Raises ClusterUnreachableError.
+    """
+    try:
+        return client.logs(submission_id)
+    except ClusterUnreachableError:
+        raise
+    except ClusterError:  # with Ray's traceback, of the connection to a node that is gone
+        return earlier
 
 
 def _says_how_it_ended(log: str) -> bool:

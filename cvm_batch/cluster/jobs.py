@@ -51,6 +51,8 @@ class JobSeen:
     began: datetime | None
     ended: datetime | None
     metadata: Mapping[str, str]
+    host: str | None = None
+    """The address of the machine whose node bears the driver; None before there is one."""
 
 
 class JobsClient(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from cvm_batch.cluster.jobs import JobRequest, JobSeen, JobState
 from cvm_batch.errors import ClusterError, ClusterUnreachableError, SubmissionTakenError
@@ -116,6 +117,7 @@ def _seen(job: Any) -> JobSeen:
         began=_time(job.start_time),
         ended=_time(job.end_time),
         metadata=dict(job.metadata or {}),
+        host=urlsplit(job.driver_agent_http_address or "").hostname,
     )
 
 

@@ -21,6 +21,8 @@ _ID = re.compile(r"cvm-batch-(\w+)-(\d{8})-([0-9a-f]{8})-(\d+)")
 #: Of one argument on Linux, less what is around it.
 _MOST_CHARACTERS = 100_000
 _ATTEMPTS = 5
+#: Every node of Ray has 1 of the resource `node:ADDRESS`, by which it can be asked for.
+_LITTLE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +93,18 @@ def submit_job(
 
 
 def stop_request(job: JobSeen) -> JobRequest:
-    """A small job that asks a run to end in order, through its results folder on the cluster."""
+    """A small job that asks a run to end in order, through its results folder on the cluster.
+
+    Beside the run's driver, which sees that folder: the head, on which Ray starts what demands
+    nothing, need not.
+    """
     python = shlex.quote(job.metadata.get("python", "python"))
     out = shlex.quote(job.metadata["out"])
     return JobRequest(
         submission_id=f"{job.submission_id}-stop-{secrets.token_hex(3)}",
         entrypoint=f"{python} -m cvm_batch stop {out}",
         metadata={"cvm_batch_stops": job.submission_id},
+        resources={f"node:{job.host}": _LITTLE} if job.host else {},
     )
 
 

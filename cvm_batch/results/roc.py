@@ -39,7 +39,8 @@ class Roc:
     negatives: int
     auc: float
     auc_interval: tuple[float, float]
-    """95 %, by a stratified bootstrap over slides."""
+    """95 %, by a stratified bootstrap over slides; at 0 and 1, where all resamples are alike, by
+    the exact (Clopper and Pearson's) interval of as many pairs as share no slide."""
     points: Sequence[RocPoint]
     """By falling threshold."""
 
@@ -80,13 +81,13 @@ def _roc(
     # Slides of either kind at each distinct value, from the lowest.
     true = np.bincount(level[truth], minlength=len(levels))
     false = np.bincount(level[~truth], minlength=len(levels))
-    low, high = np.percentile(_resampled(true, false, seed), _INTERVAL)
+    auc = float(_auc(true[None], false[None])[0])
     return Roc(
         measure=measure,
         positives=positives,
         negatives=negatives,
-        auc=float(_auc(true[None], false[None])[0]),
-        auc_interval=(float(low), float(high)),
+        auc=auc,
+        auc_interval=_interval(auc, true, false, seed),
         points=[
             RocPoint(threshold=float(t), sensitivity=float(s), specificity=float(1 - f))
             for t, s, f in zip(
@@ -113,6 +114,18 @@ def _auc(true: NDArray[np.int64], false: NDArray[np.int64]) -> NDArray[np.float6
     return np.asarray((true * below).sum(axis=1) / pairs)
 
 
+def _interval(
+    auc: float, true: NDArray[np.int64], false: NDArray[np.int64], seed: int
+) -> tuple[float, float]:
+    if auc in (0.0, 1.0):
+        # Of n pairs of a positive and a negative slide none is in the wrong order (or the right
+        # one): that happens with a probability of 2.5 % at this area.
+        bound = float((_INTERVAL[0] / 100) ** (1 / min(true.sum(), false.sum())))
+        return (bound, 1.0) if auc else (0.0, 1 - bound)
+    low, high = np.percentile(_resampled(true, false, seed), _INTERVAL)
+    return float(low), float(high)
+
+
 def _resampled(true: NDArray[np.int64], false: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """AUCs of slides drawn with replacement among those of their kind."""
     rng = np.random.default_rng(seed)
@@ -133,14 +146,23 @@ _LABELS = {
 def read_labels(path: Path) -> dict[str, bool]:
     """Whether slides are positive, from a CSV table with the columns slide_id and label.
 
-    Labels are positive or negative, 1 or 0, true or false. Raises UsageError.
+    Labels are positive or negative, 1 or 0, true or false. Raises UsageError, also where a slide
+    is labelled both ways.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"slide_id", "label"} <= set(rows.fieldnames or ()):
                 raise UsageError(f"{path} needs the columns slide_id and label.")
-            return dict(_label(path, number, row) for number, row in enumerate(rows, 2))
+            labels: dict[str, bool] = {}
+            for number, row in enumerate(rows, 2):
+                slide_id, positive = _label(path, number, row)
+                if labels.setdefault(slide_id, positive) is not positive:
+                    raise UsageError(
+                        f"Line {number} of {path}: slide {slide_id!r} is labelled positive and "
+                        "negative. Leave the label that holds."
+                    )
+            return labels
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"The labels in {path} cannot be read: {error}.") from error
 

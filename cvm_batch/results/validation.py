@@ -98,8 +98,9 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two models on the same slides, complete in both results."""
+    """Two models on the same slides, complete in both results, at one threshold."""
 
+    threshold: float
     slides: int
     same_call: Share
     kappa: float | None
@@ -128,6 +129,7 @@ class Agreement:
         ]
         same = sum(one is other for one, other in pairs)
         return cls(
+            threshold=threshold,
             slides=len(both),
             same_call=Share(hits=same, of=len(both)),
             kappa=_kappa(pairs),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cvm_batch.errors import ExitCode
+from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.schemas import Status
 
@@ -32,6 +33,10 @@ class NotComplete:
     status: Status
     reason: str | None
     detail: str | None
+
+    def under(self, pseudonyms: Pseudonyms) -> NotComplete:
+        """Without the slide's name, and without the sentence, which names files."""
+        return replace(self, slide_id=pseudonyms.of(self.slide_id), detail=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,14 @@ class RunSummary:
         if set(ended) <= {Status.COMPLETE}:
             return ExitCode.COMPLETE
         return ExitCode.NOT_ALL_COMPLETE
+
+    def under(self, pseudonyms: Pseudonyms) -> RunSummary:
+        """The same without the name of any slide."""
+        return replace(
+            self,
+            not_complete=[slide.under(pseudonyms) for slide in self.not_complete],
+            settled_not_complete=[slide.under(pseudonyms) for slide in self.settled_not_complete],
+        )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunSummary:

@@ -100,6 +100,16 @@ def test_the_exit_code_is_the_runs(there: Cluster, tmp_path: Path, code: int) ->
     assert run("logs", "--address", URL, "--follow").return_value == code
 
 
+def test_a_job_whose_node_is_gone_is_told_of(there: Cluster, tmp_path: Path) -> None:
+    there.ends = Ending(exit_code=3)
+    run("submit", tmp_path, "--model", "m", "--out", tmp_path, "--address", URL, "--detach")
+    there.node_is_gone = True
+    assert "exit code unknown" in run("status", "--address", URL).stdout
+    assert json.loads(run("status", "--address", URL, "--json").stdout)["exit_code"] is None
+    with pytest.raises(CvmBatchError, match="may be gone"):
+        run("logs", "--address", URL)
+
+
 def test_a_shipped_bundle_is_another_configuration(
     there: Cluster, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -169,3 +179,16 @@ def test_trainings_are_handed_over_as_they_were_typed(
     assert typed.startswith(f"{command[0]} --data {data}")
     assert all(part in typed for part in (said, f"--out {out}", "--set epochs=3"))
     assert "--address" not in typed
+
+
+def test_the_nodes_are_asked_for_the_first_weights(there: Cluster, tmp_path: Path) -> None:
+    """Which need not lie on the desk."""
+    there.ends = Ending(exit_code=0)
+    data, out, weights = tmp_path / "cells", tmp_path / "out", tmp_path / "first.safetensors"
+    command = ("train", "--recipe", "r", "--workers", 2, "--data", data, "--out", out)
+    run(*command, "--pretrained", weights, "--address", URL)
+    _, words = handed_over(there)
+    assert words[5:9] == ["--see", str(data), "--see", str(weights)]
+    assert words[words.index("--pretrained") + 1] == str(weights)
+    here = run("train", "--recipe", "r", "--data", data, "--out", out, "--pretrained", weights)
+    assert f"There is no file {weights}" in str(here.exception)

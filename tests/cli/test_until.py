@@ -25,13 +25,40 @@ def test_a_time_of_day_is_the_next_one(text: str, expected: datetime) -> None:
 
 
 @pytest.mark.parametrize(
+    ("hour", "minute", "expected"),
+    [
+        (20, 0, datetime(2026, 6, 2, 5, 30)),
+        (23, 59, datetime(2026, 6, 2, 5, 30)),
+        (0, 0, datetime(2026, 6, 1, 5, 30)),
+        (5, 29, datetime(2026, 6, 1, 5, 30)),
+        # Tried again after the end, or begun before the evening: over already.
+        (5, 30, datetime(2026, 6, 1, 5, 30)),
+        (12, 0, datetime(2026, 6, 1, 5, 30)),
+        (19, 59, datetime(2026, 6, 1, 5, 30)),
+    ],
+)
+def test_a_window_ends_once_a_night(hour: int, minute: int, expected: datetime) -> None:
+    now = datetime(2026, 6, 1, hour, minute).astimezone()
+    assert moment("20:00-05:30", now) == expected.astimezone().timestamp()
+
+
+def test_a_window_may_lie_within_a_day() -> None:
+    ends = datetime(2026, 6, 1, 13, 0).astimezone()
+    assert moment("11:00-13:00", NOON) == ends.timestamp()
+    assert moment("13:00-14:00", NOON) == (ends - timedelta(hours=23)).timestamp()
+    assert moment("12:00-12:00", NOON) == (NOON + timedelta(days=1)).timestamp()
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"), [("8h", 28_800), ("90m", 5_400), ("1h30m", 5_400), ("45s", 45)]
 )
 def test_a_duration_counts_from_now(text: str, seconds: int) -> None:
     assert moment(text, NOON) == (NOON + timedelta(seconds=seconds)).timestamp()
 
 
-@pytest.mark.parametrize("text", ["", "25:00", "6", "06:60", "soon", "1d", "-1h", "30m1h", "h"])
+@pytest.mark.parametrize(
+    "text", ["", "25:00", "6", "06:60", "soon", "1d", "-1h", "30m1h", "h", "20:00-", "20:00-8h"]
+)
 def test_all_else_is_refused(text: str) -> None:
     assert moment(text, NOON) is None
     with pytest.raises(click.BadParameter, match="neither a time"):

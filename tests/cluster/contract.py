@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from cvm_batch.cluster.jobs import JobRequest, JobsClient, JobSeen, JobState
+from cvm_batch.cluster.submission import stop_request
 from cvm_batch.errors import ClusterError, SubmissionTakenError
 
 
@@ -34,6 +36,19 @@ class JobsContract:
         assert request.submission_id in {job.submission_id for job in client.jobs()}
         with pytest.raises(SubmissionTakenError):
             client.submit(request)
+
+    def test_a_job_runs_beside_another(self, client: JobsClient) -> None:
+        first = named("echo first", metadata={"out": "/data/results"})
+        client.submit(first)
+        self.finishes(client, first)
+        ended = wait_for(client, first, lambda job: job.state.ended)
+        request = replace(stop_request(ended), entrypoint="echo beside")
+        client.submit(request)
+        self.finishes(client, request)
+        beside = wait_for(client, request, lambda job: job.state.ended)
+        assert beside.state is JobState.SUCCEEDED
+        assert ended.host
+        assert beside.host == ended.host
 
     def test_a_job_is_stopped(self, client: JobsClient) -> None:
         request = named("sleep 600")

@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from cvm_batch.cluster.jobs import JobRequest, JobSeen, JobState
 from cvm_batch.errors import ClusterError, ClusterUnreachableError, SubmissionTakenError
 
+#: Of the machine on which all drivers run.
+HOST = "10.0.0.11"
+
 
 class FakeJobs:
     """Jobs that do what a test says, and a connection that drops when a test says."""
@@ -19,6 +22,8 @@ class FakeJobs:
         self._logs: dict[str, str] = {}
         self.drops = 0
         """So many of the next calls find no connection."""
+        self.node_is_gone = False
+        """Of the drivers: the head knows the jobs, and nobody has their logs."""
 
     def submit(self, request: JobRequest) -> None:
         self._connect()
@@ -32,6 +37,7 @@ class FakeJobs:
             began=datetime.now(UTC),
             ended=None,
             metadata=dict(request.metadata),
+            host=HOST,
         )
         self._logs[request.submission_id] = ""
 
@@ -43,6 +49,8 @@ class FakeJobs:
 
     def logs(self, submission_id: str) -> str:
         self.seen(submission_id)
+        if self.node_is_gone:
+            raise ClusterError("The cluster says: aiohttp.ClientConnectorError: no node.")
         return self._logs[submission_id]
 
     def stop(self, submission_id: str) -> None:

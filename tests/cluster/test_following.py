@@ -9,7 +9,7 @@ import pytest
 from cvm_batch.cluster.ending import Ending, ending_of
 from cvm_batch.cluster.following import follow
 from cvm_batch.cluster.jobs import JobRequest, JobState
-from cvm_batch.errors import ClusterUnreachableError
+from cvm_batch.errors import LostSightError
 from tests.cluster.fake_jobs import FakeJobs
 
 JOB = "cvm-batch-screen-20260101-00000000-1"
@@ -97,9 +97,44 @@ def test_the_last_line_may_come_after_the_state() -> None:
     assert night.said == ["first"]
 
 
-def test_patience_ends() -> None:
-    with pytest.raises(ClusterUnreachableError):
+def test_patience_ends_and_nobody_says_that_nothing_was_run() -> None:
+    with pytest.raises(LostSightError, match="may still run") as raised:
         Night(drops(10_000)).followed(patience=20)
+    assert raised.value.exit_code == 1
+
+
+def loses_its_node(state: JobState) -> Callable[[FakeJobs], None]:
+    def lose(client: FakeJobs) -> None:
+        client.node_is_gone = True
+        if state.ended:
+            client.becomes(JOB, state, "The node died.")
+
+    return lose
+
+
+def test_a_driver_that_dies_with_its_node_is_an_aborted_run() -> None:
+    night = Night(
+        writes("first\n"),
+        loses_its_node(JobState.RUNNING),
+        *[writes("unread\n")] * 3,
+        loses_its_node(JobState.FAILED),
+    )
+    ending = night.followed()
+    assert (ending.exit_code, ending.known_code, night.said) == (1, 1, ["first"])
+    assert "The node died." in (ending.error or "")
+
+
+def test_a_node_that_goes_after_the_end_takes_no_known_end_with_it() -> None:
+    line = Ending(exit_code=3).line()
+    night = Night(writes(f"first\n{line}\n"), loses_its_node(JobState.SUCCEEDED))
+    assert night.followed().exit_code == 3
+
+
+def test_an_end_that_nobody_can_read_is_not_called_complete() -> None:
+    night = Night(writes("first\n"), loses_its_node(JobState.SUCCEEDED))
+    ending = night.followed()
+    assert (ending.exit_code, ending.known_code) == (None, 1)
+    assert "cannot be read" in (ending.error or "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cvm_batch.cluster.jobs import JobState
 from cvm_batch.cluster.submission import Placement, fingerprint, ours, stop_request, submit_job
 from cvm_batch.errors import ClusterError
-from tests.cluster.fake_jobs import FakeJobs
+from tests.cluster.fake_jobs import HOST, FakeJobs
 
 NIGHT = datetime(2026, 3, 1, 22, tzinfo=UTC)
 SETTINGS = {"inputs": ["/data/a b"], "model": "nightly", "until": 1.0}
@@ -75,8 +76,10 @@ def test_stopping_names_the_results_folder() -> None:
     assert shlex.split(request.entrypoint) == [
         *("/opt/py thon", "-m", "cvm_batch", "stop", "/data/results")
     ]
+    assert request.resources == {f"node:{HOST}": 0.001}, "the head may see other folders"
     client.submit(request)
     assert [one.submission_id for one in ours(client)] == [job.submission_id]
+    assert stop_request(replace(job, host=None)).resources == {}
 
 
 def test_a_fingerprint_is_of_what_is_done_not_of_when_it_ends() -> None:

@@ -108,9 +108,41 @@ def test_as_typed(night: Night, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     value = json.loads(told.output)
     assert [point["threshold"] for point in value["validation"]["points"]] == [0.5]
-    assert value["agreement"]["same_call"]["value"] == 1
+    (agreement,) = value["agreement"]
+    assert (agreement["threshold"], agreement["same_call"]["value"]) == (0.5, 1)
     lines = CliRunner().invoke(
         cli, ["evaluate", "--slides", str(labels), "--results", str(night.results)]
     )
     assert lines.exit_code == 0, lines.output
     assert len([line for line in lines.output.splitlines() if line.strip().startswith("0.")]) == 9
+
+
+def test_what_is_cut_is_counted_and_each_threshold_has_its_agreement(
+    worklist: Worklist, night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from cvm_batch.cli import cli
+
+    names = [f"s{number:02d}" for number in range(30)]
+    now = scored(worklist, dict.fromkeys(names, 0.65))
+    before = scored(worklist, dict.fromkeys(names, 0.35))
+    reads = iter((now, before))
+    monkeypatch.setattr(Worklist, "read", lambda *_: next(reads))
+    labels = tmp_path / "labels.csv"
+    rows = [f"{name},{number % 2}" for number, name in enumerate(names)]
+    rows += [f"gone{number:02d},1" for number in range(25)]
+    labels.write_text("\n".join(["slide_id,label", *rows]))
+    command = ["evaluate", "--slides", labels, "--results", night.results]
+    command += ["--against", night.results, "--threshold", 0.1, "--threshold", 0.5]
+    told = CliRunner().invoke(cli, [*map(str, command)])
+    assert told.exit_code == 0, told.output
+    lines = told.output.splitlines()
+    missing = next(line for line in lines if line.startswith("Not in the results"))
+    assert missing.startswith("Not in the results: 25: gone00,")
+    assert missing.endswith("(20 are shown; --json lists all)")
+    assert "Another call at one of them: 30 slides (20 are shown; --json lists all)" in lines
+    table = lines.index("threshold  the same call            kappa  changed")
+    assert [(line.split()[0], line.split()[-1]) for line in lines[table + 1 : table + 3]] == [
+        *(("0.10", "0"), ("0.50", "30")),
+    ]

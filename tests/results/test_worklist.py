@@ -322,15 +322,28 @@ def test_only_complete_slides_that_are_labelled_count(folder: ResultsFolder) -> 
     labels = {"pos": True, "neg": False, "broken": False, "unknown": True}
     roc = rocs(worklist(folder, rows), labels)[0]
     assert (roc.positives, roc.negatives, roc.auc) == (1, 1, 1.0)
-    assert roc.auc_interval == (1.0, 1.0)
+    assert roc.auc_interval == (pytest.approx(0.025), 1.0), "one pair says next to nothing"
     with pytest.raises(UsageError, match="of 2 labelled slides 1 are complete, 1 of them positive"):
         rocs(worklist(folder, []), {"pos": True, "broken": False})
+
+
+@pytest.mark.parametrize("positives_score", [0.9, 0.1])
+def test_a_perfect_order_of_few_slides_is_no_certainty(
+    folder: ResultsFolder, positives_score: float
+) -> None:
+    labels = {f"{kind}{n}": kind == "pos" for kind in ("pos", "neg") for n in range(10)}
+    rows = [row(name, slide_score=positives_score if p else 0.5) for name, p in labels.items()]
+    roc = rocs(worklist(folder, rows), labels)[0]
+    # Clopper and Pearson's for 10 of 10, as R's binom.test gives it.
+    low, high = (0.6915029, 1.0) if positives_score > 0.5 else (0.0, 1 - 0.6915029)
+    assert roc.auc == (1.0 if positives_score > 0.5 else 0.0)
+    assert roc.auc_interval == pytest.approx((low, high), abs=1e-6)
 
 
 def test_labels_as_laboratories_write_them(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(
-        '\ufeffslide_id,reader,label\na,x,positive\nb,x,Negative\n"c, d",y,1\ne,y,false\n'
+        '\ufeffslide_id,reader,label\na,x,positive\na,z,1\nb,x,Negative\n"c, d",y,1\ne,y,false\n'
     )
     assert read_labels(path) == {"a": True, "b": False, "c, d": True, "e": False}
 
@@ -341,6 +354,7 @@ def test_labels_as_laboratories_write_them(tmp_path: Path) -> None:
         (b"slide,label\na,1\n", "needs the columns slide_id and label"),
         (b"", "needs the columns"),
         (b"slide_id,label\na,1\nb,maybe\n", "Line 3 of .*'maybe'"),
+        (b"slide_id,label\na,1\nb,0\na,negative\n", "Line 4 .*'a' is labelled positive and"),
         (b"slide_id,label\na\n", "Line 2"),
         (b"slide_id,label\n,1\n", "Line 2"),
         (b"slide_id,label\n\xff\xfe,1\n", "cannot be read"),
