@@ -44,7 +44,7 @@ def _work(config: dict[str, Job]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
-    cells = job.cells()
+    cells, split = job.read()
     epochs_file = job.folder / EPOCHS_FILE
     if workers.rank == 0:
         epochs_file.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def _work(config: dict[str, Job]) -> None:
     trained = train(
         job.recipe,
         cells,
-        job.split(cells),
+        split,
         device=get_device(),
         on_epoch=on_epoch,
         checkpoints=job.checkpoints,

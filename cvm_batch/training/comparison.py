@@ -8,6 +8,7 @@ So an interrupted study goes on, and trials may run anywhere that sees OUT.
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
+from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.recipes import overridden
 from cvm_batch.training.stepping import probabilities
@@ -49,6 +51,7 @@ class Trial:
     recipe: Recipe
     data: tuple[Path, ...]
     data_digest: str
+    """Of the cells and their split: `plan_digest`."""
     folder: Path
 
     @property
@@ -73,16 +76,18 @@ def trials(
     folder: Path,
 ) -> list[Trial]:
     """All of a study, by model and then by seed. Raises UsageError, DataSetError."""
-    digest = load_cells(*data).regrouped(recipe.classes).digest
+    cells = load_cells(*data).regrouped(recipe.classes)
     return [
         Trial(
             model=model,
-            recipe=replace(_recipe_of(model, recipe), seed=seed),
+            recipe=replace(changed, seed=seed),
             data=tuple(path.absolute() for path in data),
             data_digest=digest,
             folder=folder.absolute(),
         )
         for model in models
+        for changed in (_recipe_of(model, recipe),)
+        for digest in (plan_digest(cells, changed.split_of(cells)),)
         for seed in seeds
     ]
 
@@ -99,7 +104,8 @@ def run(trial: Trial, *, say: Callable[[str], None] = lambda line: None) -> dict
         value = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     value |= {"model": trial.model, "seed": trial.recipe.seed, "epochs": trial.recipe.epochs}
     trial.path.parent.mkdir(parents=True, exist_ok=True)
-    building = trial.path.with_suffix(".tmp")
+    # Another process may be at the same trial.
+    building = trial.path.with_suffix(f".{os.getpid()}.tmp")
     building.write_text(json.dumps(value))
     building.replace(trial.path)
     return value
@@ -109,6 +115,7 @@ def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     recipe = trial.recipe
     cells = load_cells(*trial.data).regrouped(recipe.classes)
     split = recipe.split_of(cells)
+    check_as_planned(cells, split, trial.data_digest)
     began = time.perf_counter()
     trained = train(recipe, cells, split, on_epoch=lambda epoch: say(f"{trial.model} {epoch}"))
     seconds = time.perf_counter() - began

@@ -8,8 +8,8 @@
       evaluation.json, report.html        figures, for programs and for people
       tensorboard/                        curves, where TensorBoard is installed
 
-The fingerprint is of the recipe and the data, so that a changed one begins anew and the
-same one goes on where it was interrupted.
+The fingerprint is of the recipe, the data and their split, so that a changed one begins anew
+and the same one goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cvm_batch.training.curves import Curves
 from cvm_batch.training.datasets import LabelledCells, load_cells
 from cvm_batch.training.datasets.labelled import file_digest
 from cvm_batch.training.loop import Epoch, Trained, train
+from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.pretrained import AT_RANDOM, Pretrained
 from cvm_batch.training.publish import Published, publish
 from cvm_batch.training.recipe import Recipe
@@ -47,19 +48,23 @@ class Job:
     recipe: Recipe
     folder: Path
     """Of this training alone; every worker must see it."""
+    planned: str
+    """`plan_digest` of the data and their split, as the driver has read them."""
     pretrained: Pretrained = field(default_factory=Pretrained)
 
     @property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints")
 
-    def cells(self) -> LabelledCells:
-        """Raises DataSetError."""
-        return load_cells(*self.data).regrouped(self.recipe.classes)
+    def read(self) -> tuple[LabelledCells, Split]:
+        """The data, read on this node, and their split.
 
-    def split(self, cells: LabelledCells) -> Split:
-        """Raises DataSetError."""
-        return self.recipe.split_of(cells)
+        Raises DataSetError, also where they are not what was planned.
+        """
+        cells = load_cells(*self.data).regrouped(self.recipe.classes)
+        split = self.recipe.split_of(cells)
+        check_as_planned(cells, split, self.planned)
+        return cells, split
 
 
 class Trainer(Protocol):
@@ -105,8 +110,8 @@ def train_bundle(
     cells = load_cells(*data).regrouped(recipe.classes)
     for line in cells.report():
         say(line)
-    job = _job(data, recipe, out, cells, pretrained)
-    split = job.split(cells)
+    split = recipe.split_of(cells)
+    job = _job(data, recipe, out, plan_digest(cells, split), pretrained)
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
     say(f"split {split.kind}, seed {split.seed}: {sides}; training in {job.folder}")
     _describe(job, cells, split)
@@ -131,12 +136,18 @@ def train_bundle(
 
 
 def _job(
-    data: tuple[Path, ...], recipe: Recipe, out: Path, cells: LabelledCells, pretrained: Pretrained
+    data: tuple[Path, ...], recipe: Recipe, out: Path, planned: str, pretrained: Pretrained
 ) -> Job:
-    parts = [recipe.fingerprint, cells.digest, *map(file_digest, pretrained.files)]
+    parts = [recipe.fingerprint, planned, *map(file_digest, pretrained.files)]
     fingerprint = sha256(" ".join(parts).encode()).hexdigest()[:12]
     folder = out.with_name(f"{out.name}.training") / f"{recipe.name}-{fingerprint}"
-    return Job(data=data, recipe=recipe, folder=folder.absolute(), pretrained=pretrained)
+    return Job(
+        data=tuple(path.absolute() for path in data),
+        recipe=recipe,
+        folder=folder.absolute(),
+        planned=planned,
+        pretrained=pretrained,
+    )
 
 
 def _describe(job: Job, cells: LabelledCells, split: Split) -> None:
