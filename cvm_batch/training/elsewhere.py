@@ -23,6 +23,7 @@ from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.loop import Epoch, Trained
 from cvm_batch.training.run import Job
 from cvm_batch.training.splits import Split
+from cvm_batch.training.workers import Workers
 
 EPOCHS_FILE = "epochs.jsonl"
 TRAINED_FILE = "trained.pt"
@@ -43,7 +44,9 @@ class OnRay:
     def __call__(
         self, job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
     ) -> Trained:
-        """Raises RunAbortedError where the workers fail for good."""
+        """Raises UsageError where batches do not come out even, RunAbortedError where the
+        workers fail for good."""
+        Workers(count=self.workers).check(job.recipe)
         (job.folder / TRAINED_FILE).unlink(missing_ok=True)
         (job.folder / _JOB_FILE).write_bytes(pickle.dumps(job))
         over = threading.Event()

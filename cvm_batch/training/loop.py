@@ -94,8 +94,10 @@ def train(
     Goes on from the last of ``checkpoints`` and leaves one after each epoch. ``on_epoch``
     hears of every epoch, also of those before an interruption. ``pretrained`` may change the
     first weights. Raises DataSetError for images that do not decode or a class without
-    training images, RunAbortedError where the loss is no number.
+    training images, UsageError for batches that do not come out even, RunAbortedError where
+    the loss is no number.
     """
+    workers.check(recipe)
     device = device or default_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)

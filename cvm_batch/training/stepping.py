@@ -94,9 +94,11 @@ class Stepper:
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        parts = min(self._recipe.accumulate, len(images))
+        parts = self._recipe.accumulate
         total = torch.zeros((), device=self._device)
-        for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        for some, theirs in zip(
+            images.tensor_split(parts), labels.tensor_split(parts), strict=True
+        ):
             loss = self._loss(some, theirs) / parts
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
