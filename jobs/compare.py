@@ -17,6 +17,7 @@ import click
 import ray
 
 from cvm_batch.cpus import usable_cpus
+from cvm_batch.parent import end_with_parent
 from cvm_batch.training.comparison import Trial, run
 
 
@@ -27,6 +28,7 @@ from cvm_batch.training.comparison import Trial, run
 @click.option("--address", help="Of a Ray cluster; by default one is started here.")
 def main(trials: Path, at_once: int, gpus: bool, address: str | None) -> None:
     """Run TRIALS on a Ray cluster."""
+    end_with_parent()
     missing: list[Trial] = pickle.loads(trials.read_bytes())  # noqa: S301 - by the same command
     ray.init(address=address or "local", include_dashboard=False)
     cpus = 1 if gpus else max(1, usable_cpus() // at_once)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cvm_batch.cli.cluster import Handing, check_direct, hand_over_command, handing_over_options
 from cvm_batch.cli.console import STDOUT
 from cvm_batch.cluster.doors import is_jobs_address
+
+if TYPE_CHECKING:
+    from cvm_batch.model.bundle import Bundle
 
 
 @click.command()
@@ -121,22 +124,26 @@ def train(
         from cvm_batch.model.registry import check_name
 
         check_name(promote)
-    published = train_bundle(
+    train_bundle(
         data,
         recipe,
         out,
         pretrained=Pretrained(whole=pretrained, cnn=pretrained_cnn, vt=pretrained_vt),
         trainer=OnRay(workers=workers, gpus=gpus, address=address) if workers else train_here,
         report=not no_report,
+        then=lambda published: _announce(published.bundle, promote),
         say=click.echo,
     )
-    click.echo(f"Bundle {published.bundle.spec.name} written to {published.bundle.path}")
+    return None
+
+
+def _announce(bundle: Bundle, promote: str | None) -> None:
+    click.echo(f"Bundle {bundle.spec.name} written to {bundle.path}")
     if promote is not None:
         from cvm_batch.model.registry import promote as register
 
-        entry = register(published.bundle, promote)
+        entry = register(bundle, promote)
         click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
-    return None
 
 
 def _print_recipes(recipes: object) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import cvm_batch
-from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
+from cvm_batch.model.bundle import Bundle, BundleSpec, load_bundle, write_bundle
 from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.precision import Precision
@@ -43,12 +43,18 @@ class Published:
 
 
 def publish(
-    path: Path, trained: Trained, recipe: Recipe, cells: LabelledCells, split: Split
+    path: Path,
+    trained: Trained,
+    recipe: Recipe,
+    cells: LabelledCells,
+    split: Split,
+    *,
+    fingerprint: str,
 ) -> Published:
-    """Measure the network, and write it as a bundle to the new folder ``path``.
+    """Measure the network, and write it as a bundle to ``path``, where it is not there yet.
 
-    The figures are those of the weights as stored, run in fp32. Raises BundleError,
-    DataSetError.
+    The figures are those of the weights as stored, run in fp32. ``fingerprint`` of the
+    training. Raises BundleError, DataSetError.
     """
     stored = _as_stored(trained.network, recipe.stored)
     validation, test = (
@@ -68,6 +74,7 @@ def publish(
             "data": _data_json(cells),
             "split": _split_json(cells, split, recipe),
             "training": {
+                "fingerprint": fingerprint,
                 "best_epoch": trained.best.number,
                 "device": trained.device,
                 "precision": trained.precision,
@@ -80,6 +87,9 @@ def publish(
             "metrics": {"validation": validation.to_json(), "test": test.to_json()},
         },
     )
+    if path.exists():
+        # Written before an interruption, by this training: who calls has looked.
+        return Published(bundle=load_bundle(path), validation=validation, test=test)
     bundle = write_bundle(
         path,
         spec,

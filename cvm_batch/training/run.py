@@ -27,7 +27,9 @@ import torch
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleError
+from cvm_batch.model.bundle import load_bundle
 from cvm_batch.training.checkpoints import Checkpoints
+from cvm_batch.training.claim import COMMAND, LOOP, claimed
 from cvm_batch.training.curves import Curves
 from cvm_batch.training.datasets import LabelledCells, load_cells
 from cvm_batch.training.datasets.labelled import file_digest
@@ -51,6 +53,10 @@ class Job:
     planned: str
     """`plan_digest` of the data and their split, as the driver has read them."""
     pretrained: Pretrained = field(default_factory=Pretrained)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -81,14 +87,15 @@ def train_here(
     """In this process, on the first GPU or the CPUs that it may use."""
     # torch counts the machine's processors, not those that a container may use.
     torch.set_num_threads(usable_cpus())
-    return train(
-        job.recipe,
-        cells,
-        split,
-        on_epoch=on_epoch,
-        checkpoints=job.checkpoints,
-        pretrained=job.pretrained.load,
-    )
+    with claimed(job.folder, LOOP):
+        return train(
+            job.recipe,
+            cells,
+            split,
+            on_epoch=on_epoch,
+            checkpoints=job.checkpoints,
+            pretrained=job.pretrained.load,
+        )
 
 
 def train_bundle(
@@ -99,23 +106,29 @@ def train_bundle(
     pretrained: Pretrained = AT_RANDOM,
     trainer: Trainer = train_here,
     report: bool = True,
+    then: Callable[[Published], None] = lambda published: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
     """Train ``recipe`` on the labelled sets in ``data``; write the bundle to ``out``.
 
-    The same call goes on where an earlier one was interrupted. ``say`` gets lines of
-    progress. Raises DataSetError, BundleError, RunAbortedError.
+    The same call goes on where an earlier one was interrupted, also after the bundle was
+    written: ``then`` belongs to the training, and is what else is to be done with the bundle.
+    ``say`` gets lines of progress. Raises DataSetError, BundleError, RunAbortedError, and
+    UsageError where another process trains the same.
     """
-    _prepare_out(out)
+    written_by = _prepare_out(out)
     cells = load_cells(*data).regrouped(recipe.classes)
     for line in cells.report():
         say(line)
     split = recipe.split_of(cells)
     job = _job(data, recipe, out, plan_digest(cells, split), pretrained)
+    if written_by is not None and not (written_by == job.fingerprint and job.checkpoints.paths()):
+        raise _exists(out)
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
     say(f"split {split.kind}, seed {split.seed}: {sides}; training in {job.folder}")
-    _describe(job, cells, split)
     with ExitStack() as stack:
+        stack.enter_context(claimed(job.folder, COMMAND))
+        _describe(job, cells, split)
         curves = stack.enter_context(Curves(job.folder / "tensorboard"))
 
         def on_epoch(epoch: Epoch) -> None:
@@ -123,15 +136,17 @@ def train_bundle(
             say(str(epoch))
 
         trained = trainer(job, cells, split, on_epoch)
-    published = publish(out, trained, recipe, cells, split)
-    _write_figures(job, trained, published)
-    if report:
-        _write_report(job, trained, published, cells, split)
-        say(f"figures, curves and galleries: {job.folder / 'report.html'}")
-    shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
-    say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
-    for line in published.test.metrics.lines():
-        say(line)
+        published = publish(out, trained, recipe, cells, split, fingerprint=job.fingerprint)
+        _write_figures(job, trained, published)
+        if report:
+            _write_report(job, trained, published, cells, split)
+            say(f"figures, curves and galleries: {job.folder / 'report.html'}")
+        say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
+        for line in published.test.metrics.lines():
+            say(line)
+        then(published)
+        # Last: as long as they are there, the same command goes on.
+        shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
     return published
 
 
@@ -198,13 +213,32 @@ def _write_report(
     )
 
 
-def _prepare_out(out: Path) -> None:
-    # Found out now, and not when the training that was to fill it is over.
+def _prepare_out(out: Path) -> str | None:
+    """The fingerprint of the training that wrote what is there; None where nothing is.
+
+    Raises BundleError for anything else that is there: found out now, and not when the
+    training that was to fill it is over.
+    """
     if out.exists():
-        raise BundleError(f"{out} exists already. Name another folder, or remove it first.")
+        return _written_by(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(
             f"{out.parent} cannot be made ({error.strerror}). Name a folder that you may write to."
         ) from error
+    return None
+
+
+def _written_by(out: Path) -> str:
+    try:
+        training = load_bundle(out).spec.provenance.get("training", {})
+    except BundleError as error:
+        raise _exists(out) from error
+    if not (found := training.get("fingerprint")):
+        raise _exists(out)
+    return str(found)
+
+
+def _exists(out: Path) -> BundleError:
+    return BundleError(f"{out} exists already. Name another folder, or remove it first.")

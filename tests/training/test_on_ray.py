@@ -54,7 +54,7 @@ def test_two_workers_learn_as_one_that_accumulates(
     for mine, theirs in zip(trained.epochs, alone.epochs, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=1e-3)
     left = {path.name for path in job.folder.iterdir()}
-    assert left == {"checkpoints", "epochs.jsonl", "ray"}
+    assert left == {".loop.lock", "checkpoints", "epochs.jsonl", "ray"}
 
 
 def workers_of_this_process() -> list[psutil.Process]:
