@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
+@click.option("--tile-um", type=float, help="Side of the images in microns, for the bundle.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
 @click.option(
     "--pretrained",
@@ -69,6 +69,7 @@ def train(
     out: Path | None,
     epochs: int | None,
     seed: int | None,
+    tile_um: float | None,
     settings: tuple[str, ...],
     pretrained: Path | None,
     pretrained_cnn: Path | None,
@@ -112,12 +113,9 @@ def train(
     if address is not None and is_jobs_address(address):
         return hand_over_command(context, address, handing, see=data, write=out.parent)
     check_direct(address, handing)
-    recipe = overridden(find_recipe(recipe_name), settings)
-    recipe = replace(
-        recipe,
-        epochs=recipe.epochs if epochs is None else epochs,
-        seed=recipe.seed if seed is None else seed,
-    )
+    given = {"epochs": epochs, "seed": seed, "tile_um": tile_um}
+    own = [f"{name}={value}" for name, value in given.items() if value is not None]
+    recipe = overridden(find_recipe(recipe_name), [*settings, *own])
     if not no_report:
         check_installed()
     if promote is not None:

@@ -50,11 +50,13 @@ def publish(
     split: Split,
     *,
     fingerprint: str,
+    first_weights: Mapping[str, str],
 ) -> Published:
     """Measure the network, and write it as a bundle to ``path``, where it is not there yet.
 
     The figures are those of the weights as stored, run in fp32. ``fingerprint`` of the
-    training. Raises BundleError, DataSetError.
+    training; ``first_weights``: SHA-256 of their files, empty where they were random. Raises
+    BundleError, DataSetError.
     """
     stored = _as_stored(trained.network, recipe.stored)
     validation, test = (
@@ -69,12 +71,14 @@ def publish(
         primary_group=primary,
         preprocessing=recipe.preprocessing,
         precision=recipe.stored,
+        tile_um=recipe.tile_um,
         provenance={
             "recipe": recipe.to_json(),
             "data": _data_json(cells),
             "split": _split_json(cells, split, recipe),
             "training": {
                 "fingerprint": fingerprint,
+                "first_weights": dict(first_weights),
                 "best_epoch": trained.best.number,
                 "device": trained.device,
                 "precision": trained.precision,
@@ -154,6 +158,7 @@ def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[s
         "kind": str(split.kind),
         "seed": split.seed,
         "shares": list(recipe.shares),
+        "test_cells_seen": _seen(cells, split),
         "sides": {
             side: {
                 "cells": len(positions),
@@ -166,6 +171,12 @@ def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[s
             for side, positions in split.sides().items()
         },
     }
+
+
+def _seen(cells: LabelledCells, split: Split) -> int:
+    """Test cells whose image is also one of training or validation, under another name."""
+    seen = {cells.pixel_digests[at] for side in (split.train, split.validation) for at in side}
+    return sum(cells.pixel_digests[at] in seen for at in split.test)
 
 
 def _class_json(cells: LabelledCells, positions: NDArray[np.int64]) -> Mapping[str, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -32,7 +32,6 @@ from cvm_batch.training.checkpoints import Checkpoints
 from cvm_batch.training.claim import COMMAND, LOOP, claimed
 from cvm_batch.training.curves import Curves
 from cvm_batch.training.datasets import LabelledCells, load_cells
-from cvm_batch.training.datasets.labelled import file_digest
 from cvm_batch.training.loop import Epoch, Trained, train
 from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.pretrained import AT_RANDOM, Pretrained
@@ -121,7 +120,8 @@ def train_bundle(
     for line in cells.report():
         say(line)
     split = recipe.split_of(cells)
-    job = _job(data, recipe, out, plan_digest(cells, split), pretrained)
+    first_weights = pretrained.digests()
+    job = _job(data, recipe, out, plan_digest(cells, split), pretrained, first_weights)
     if written_by is not None and not (written_by == job.fingerprint and job.checkpoints.paths()):
         raise _exists(out)
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
@@ -136,7 +136,15 @@ def train_bundle(
             say(str(epoch))
 
         trained = trainer(job, cells, split, on_epoch)
-        published = publish(out, trained, recipe, cells, split, fingerprint=job.fingerprint)
+        published = publish(
+            out,
+            trained,
+            recipe,
+            cells,
+            split,
+            fingerprint=job.fingerprint,
+            first_weights=first_weights,
+        )
         _write_figures(job, trained, published)
         if report:
             _write_report(job, trained, published, cells, split)
@@ -151,9 +159,14 @@ def train_bundle(
 
 
 def _job(
-    data: tuple[Path, ...], recipe: Recipe, out: Path, planned: str, pretrained: Pretrained
+    data: tuple[Path, ...],
+    recipe: Recipe,
+    out: Path,
+    planned: str,
+    pretrained: Pretrained,
+    weights: Mapping[str, str],
 ) -> Job:
-    parts = [recipe.fingerprint, planned, *map(file_digest, pretrained.files)]
+    parts = [recipe.fingerprint, planned, *(f"{part} {sha}" for part, sha in weights.items())]
     fingerprint = sha256(" ".join(parts).encode()).hexdigest()[:12]
     folder = out.with_name(f"{out.name}.training") / f"{recipe.name}-{fingerprint}"
     return Job(
