@@ -264,7 +264,7 @@ class _Loop:
     def _take_step(self, positions: Tensor, attitudes: Tensor, rate: float) -> Tensor:
         """One step on a batch, of which this worker takes its share; returns its loss."""
         recipe = self._recipe
-        images = self._images[positions.to(self._device)]
+        images = self._images[positions.to(self._images.device)].to(self._device)
         if recipe.augmentation.fourfold:
             images = in_attitudes(images, attitudes)
         # Augmented as a whole, so that the share of a worker does not depend on their number.

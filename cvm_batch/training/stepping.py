@@ -195,11 +195,15 @@ class RunningAverage:
 def probabilities(
     network: nn.Module, images: Tensor, preprocessing: Preprocessing, *, batch: int = 256
 ) -> Tensor:
-    """Class probabilities float32 [n, c] on the CPU of resized images uint8 [n, 3, s, s]."""
+    """Class probabilities float32 [n, c] on the CPU of resized images uint8 [n, 3, s, s].
+
+    Those go to the network's device a batch at a time, where they are elsewhere.
+    """
+    device = next(network.parameters()).device
     return torch.cat(
         [
             network(
-                preprocessing.normalise(part, torch.float32).contiguous(
+                preprocessing.normalise(part.to(device), torch.float32).contiguous(
                     memory_format=torch.channels_last
                 )
             )
