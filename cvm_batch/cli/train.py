@@ -10,9 +10,10 @@ import click
 from cvm_batch.cli.cluster import Handing, check_direct, hand_over_command, handing_over_options
 from cvm_batch.cli.console import STDOUT
 from cvm_batch.cluster.doors import is_jobs_address
+from cvm_batch.errors import AgreementError
 
 if TYPE_CHECKING:
-    from cvm_batch.model.bundle import Bundle
+    from cvm_batch.training.publish import Published
 
 
 @click.command()
@@ -129,17 +130,23 @@ def train(
         pretrained=Pretrained(whole=pretrained, cnn=pretrained_cnn, vt=pretrained_vt),
         trainer=OnRay(workers=workers, gpus=gpus, address=address) if workers else train_here,
         report=not no_report,
-        then=lambda published: _announce(published.bundle, promote),
+        then=lambda published: _announce(published, promote),
         say=click.echo,
     )
     return None
 
 
-def _announce(bundle: Bundle, promote: str | None) -> None:
+def _announce(published: Published, promote: str | None) -> None:
+    bundle = published.bundle
     click.echo(f"Bundle {bundle.spec.name} written to {bundle.path}")
     if promote is not None:
         from cvm_batch.model.registry import promote as register
 
+        if published.fp16.fault is not None:
+            raise AgreementError(
+                f"{bundle.path} was not registered as {promote}. {published.fp16.fault} For that, "
+                f"register it with `cvm-batch models promote {bundle.path} {promote}`."
+            )
         entry = register(bundle, promote)
         click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
 

@@ -22,6 +22,7 @@ from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
+from cvm_batch.training.checking import Fp16, check_served
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.evaluation import Evaluation, evaluate_cells
 from cvm_batch.training.images import load_images
@@ -31,6 +32,8 @@ from cvm_batch.training.sources import source_of
 from cvm_batch.training.splits import Split
 
 SENTINELS = 16
+#: Test cells on which fp16 is compared with fp32, at most.
+_COMPARED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Published:
     bundle: Bundle
     validation: Evaluation
     test: Evaluation
+    fp16: Fp16
 
 
 def publish(
@@ -56,7 +60,8 @@ def publish(
 
     The figures are those of the weights as stored, run in fp32. ``fingerprint`` of the
     training; ``first_weights``: SHA-256 of their files, empty where they were random. Raises
-    BundleError, DataSetError.
+    BundleError, DataSetError, and SentinelError where this
+    device does not reproduce what was written.
     """
     stored = _as_stored(trained.network, recipe.stored)
     validation, test = (
@@ -93,15 +98,18 @@ def publish(
     )
     if path.exists():
         # Written before an interruption, by this training: who calls has looked.
-        return Published(bundle=load_bundle(path), validation=validation, test=test)
-    bundle = write_bundle(
-        path,
-        spec,
-        trained.network,
-        choose_sentinels(cells, split.validation),
-        card=model_card(spec, test.metrics),
-    )
-    return Published(bundle=bundle, validation=validation, test=test)
+        bundle = load_bundle(path)
+    else:
+        bundle = write_bundle(
+            path,
+            spec,
+            trained.network,
+            choose_sentinels(cells, split.validation),
+            card=model_card(spec, test.metrics),
+        )
+    tiles = [cells.read(at) for at in split.test[:_COMPARED]]
+    fp16 = check_served(bundle, trained.network, tiles)
+    return Published(bundle=bundle, validation=validation, test=test, fp16=fp16)
 
 
 def choose_sentinels(

@@ -152,6 +152,7 @@ def train_bundle(
         say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
         for line in published.test.metrics.lines():
             say(line)
+        say(str(published.fp16))
         then(published)
         # Last: as long as they are there, the same command goes on.
         shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
@@ -200,6 +201,7 @@ def _write_figures(job: Job, trained: Trained, published: Published) -> None:
         "precision": trained.precision,
         "best_epoch": trained.best.number,
         "epochs": [asdict(epoch) for epoch in trained.epochs],
+        "fp16": published.fp16.to_json(published.bundle.spec.class_names),
         "validation": published.validation.to_json(),
         "test": published.test.to_json(),
     }
