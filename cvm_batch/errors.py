@@ -15,6 +15,7 @@ message, so that an error survives pickling on its way from a replica to the dri
     │   │   ├── SentinelError
     │   │   └── AgreementError
     │   ├── DataSetError        training data that cannot be used
+    │   │   └── UnreadableImageError
     │   └── ClusterError        a Ray cluster that cannot be used
     │       ├── OpenClusterError
     │       ├── ClusterUnreachableError
@@ -119,6 +120,10 @@ class AgreementError(BundleError):
 
 class DataSetError(UsageError):
     """Training or evaluation data that cannot be used."""
+
+
+class UnreadableImageError(DataSetError):
+    """One cell's image does not decode; the others of its set do without it."""
 
 
 class ClusterError(UsageError):

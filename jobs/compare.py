@@ -18,6 +18,7 @@ import click
 import ray
 
 from cvm_batch.cpus import usable_cpus
+from cvm_batch.parent import end_with_parent
 from cvm_batch.training.comparison import Trial, failed, run
 from cvm_batch.training.study import cpus_for_each
 
@@ -29,6 +30,7 @@ from cvm_batch.training.study import cpus_for_each
 @click.option("--address", help="Of a Ray cluster; by default one is started here.")
 def main(trials: Path, at_once: int, gpus: bool, address: str | None) -> None:
     """Run TRIALS on a Ray cluster."""
+    end_with_parent()
     missing: list[Trial] = pickle.loads(trials.read_bytes())  # noqa: S301 - by the same command
     # Here Ray would count the machine's CPUs, and not those that this process may use.
     count = {} if address else {"num_cpus": usable_cpus()}

@@ -30,6 +30,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from cvm_batch.errors import CvmBatchError, RunAbortedError
+from cvm_batch.parent import end_with_parent
+from cvm_batch.training.claim import LOOP, claimed
 from cvm_batch.training.elsewhere import EPOCHS_FILE, TRAINED_FILE
 from cvm_batch.training.loop import Epoch, train
 from cvm_batch.training.run import Job
@@ -44,7 +46,7 @@ def _work(config: dict[str, Job]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
-    cells = job.cells()
+    cells, split = job.read()
     epochs_file = job.folder / EPOCHS_FILE
     if workers.rank == 0:
         epochs_file.unlink(missing_ok=True)
@@ -58,7 +60,7 @@ def _work(config: dict[str, Job]) -> None:
     trained = train(
         job.recipe,
         cells,
-        job.split(cells),
+        split,
         device=get_device(),
         on_epoch=on_epoch,
         checkpoints=job.checkpoints,
@@ -78,7 +80,13 @@ def _work(config: dict[str, Job]) -> None:
 @click.option("--address", help="Of a Ray cluster; by default one is started here.")
 def main(job: Path, workers: int, gpus: bool, address: str | None) -> None:
     """Train JOB on a Ray cluster."""
+    end_with_parent()
     described: Job = pickle.loads(job.read_bytes())  # noqa: S301 - written by the same command
+    with claimed(described.folder, LOOP):
+        _train(described, workers, gpus, address)
+
+
+def _train(described: Job, workers: int, gpus: bool, address: str | None) -> None:
     # With its dashboard, whose API Ray Train asks for the state of its controller.
     ray.init(address=address or "local", log_to_driver=True)
     trainer = TorchTrainer(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cvm_batch.cli.cluster import Handing, check_direct, hand_over_command, handing_over_options
 from cvm_batch.cli.console import STDOUT
 from cvm_batch.cluster.doors import is_jobs_address
+from cvm_batch.errors import AgreementError
+
+if TYPE_CHECKING:
+    from cvm_batch.training.publish import Published
 
 
 @click.command()
@@ -36,6 +40,7 @@ from cvm_batch.cluster.doors import is_jobs_address
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
+@click.option("--tile-um", type=float, help="Side of the images in microns, for the bundle.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
 @click.option(
     "--pretrained",
@@ -73,6 +78,7 @@ def train(
     out: Path | None,
     epochs: int | None,
     seed: int | None,
+    tile_um: float | None,
     settings: tuple[str, ...],
     pretrained: Path | None,
     pretrained_cnn: Path | None,
@@ -122,7 +128,7 @@ def train(
         if not path.is_file():
             raise click.UsageError(f"There is no file {path}, which --pretrained... names.")
     recipe = find_recipe(recipe_name)
-    changes = [*settings, *_given(epochs=epochs, seed=seed)]
+    changes = [*settings, *_given(epochs=epochs, seed=seed, tile_um=tile_um)]
     if network is None:
         recipe = overridden(recipe, changes)
     else:
@@ -135,22 +141,32 @@ def train(
         from cvm_batch.model.registry import check_name
 
         check_name(promote)
-    published = train_bundle(
+    train_bundle(
         data,
         recipe,
         out,
         pretrained=Pretrained(whole=pretrained, cnn=pretrained_cnn, vt=pretrained_vt),
         trainer=OnRay(workers=workers, gpus=gpus, address=address) if workers else train_here,
         report=not no_report,
+        then=lambda published: _announce(published, promote),
         say=click.echo,
     )
-    click.echo(f"Bundle {published.bundle.spec.name} written to {published.bundle.path}")
+    return None
+
+
+def _announce(published: Published, promote: str | None) -> None:
+    bundle = published.bundle
+    click.echo(f"Bundle {bundle.spec.name} written to {bundle.path}")
     if promote is not None:
         from cvm_batch.model.registry import promote as register
 
-        entry = register(published.bundle, promote)
+        if published.fp16.fault is not None:
+            raise AgreementError(
+                f"{bundle.path} was not registered as {promote}. {published.fp16.fault} For that, "
+                f"register it with `cvm-batch models promote {bundle.path} {promote}`."
+            )
+        entry = register(bundle, promote)
         click.echo(f"Registered as {promote} ({entry.digest[:12]}): submit --model {promote}")
-    return None
 
 
 def _given(**values: object) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,3 +60,17 @@ def cpu_prefers_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     first = re.search(r"^flags\s*:(.*)$", told, re.MULTILINE)
     flags = first[1].split() if first else []  # none is told on ARM
     return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in told)
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Let fp32 be fp32 on a GPU within: TF32, cuDNN's default, rounds to 10 bits."""
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.allow_tf32, matmul.allow_tf32)
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

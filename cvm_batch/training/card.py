@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cvm_batch.model.architecture import Fusion
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.training.metrics import Metrics
 from cvm_batch.training.splits import SplitKind
@@ -19,18 +20,16 @@ training on one machine.
 
 ## What it is
 
-CVM-Cervix (a CNN and a visual transformer, fused by an MLP), for single-cell images
-stretched to {spec.preprocessing.input_px} x {spec.preprocessing.input_px} px. Classes, in
-the order of its outputs: {classes}. Weights are stored in {spec.precision}. The scale of
-the training images is {scale}.
+{network}, for single-cell images stretched to {spec.preprocessing.input_px} x
+{spec.preprocessing.input_px} px. Classes, in the order of its outputs: {classes}. Weights are
+stored in {spec.precision}. The scale of the training images is {scale}.
 
 {groups}
 
 ## Figures on held-back cells
 
 Measured on {side[cells]} test cells from {side[groups]} groups (a group is one
-{data[grouped_by]}), of which no cell was in training or chose the epoch, with the weights
-as stored, run in fp32.
+{data[grouped_by]}), {apart}, with the weights as stored, run in fp32.
 
 Accuracy {accuracy} %; macro precision {macro_precision} %, recall {macro_recall} %,
 F1 {macro_f1} %. Accuracy is flattered by the commonest class: read the classes one by one.
@@ -55,7 +54,7 @@ Cells (and groups) on each side of the split, which is {split_by}, with seed {sp
 
 ## How it was trained
 
-From random weights with recipe `{recipe[name]}`: {recipe[epochs]} epochs of batches of
+{first_weights} with recipe `{recipe[name]}`: {recipe[epochs]} epochs of batches of
 {recipe[batch_size]}, AdamW with learning rate {recipe[learning_rate]}
 ({recipe[schedule]}) and weight decay {recipe[weight_decay]}, class weighting
 {recipe[class_weighting]}, label smoothing {recipe[label_smoothing]}, seed {recipe[seed]};
@@ -106,6 +105,9 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         source=data["source"] or "Source and licence were not recorded: ask who trained it.",
         split_by=_SPLITS[SplitKind(split["kind"])],
         sides=_sides(spec.class_names, split["sides"]),
+        network=_network(spec),
+        apart=_apart(split),
+        first_weights=_first_weights(provenance["training"]["first_weights"]),
         average=_average(recipe["ema_decay"]),
         validation_f1=percent(provenance["metrics"]["validation"]["macro_f1"]),
         **{
@@ -166,6 +168,34 @@ def _sides(class_names: Sequence[str], sides: Mapping[str, Any]) -> str:
     ]
     total = [f"{side['cells']} ({side['groups']})" for side in sides.values()]
     return _table(["class", *sides], [*rows, ["all", *total]])
+
+
+def _network(spec: BundleSpec) -> str:
+    architecture = spec.architecture
+    if isinstance(architecture, Fusion):
+        return (
+            f"CVM-Cervix (a CNN and a visual transformer, fused by an MLP), made of {architecture}"
+        )
+    return str(architecture)
+
+
+def _apart(split: Mapping[str, Any]) -> str:
+    """What of the test cells was met before they were classified."""
+    if split["kind"] == SplitKind.GROUPED:
+        return "of which no cell was in training or chose the epoch"
+    seen = split["test_cells_seen"]
+    return (
+        "none of which was in training or chose the epoch, though cells of the same groups may "
+        f"have been, and {seen or 'none'} of them {'is' if seen == 1 else 'are'} pixel by pixel "
+        "the same as a cell that was"
+    )
+
+
+def _first_weights(digests: Mapping[str, str]) -> str:
+    if not digests:
+        return "From random weights"
+    files = ", ".join(f"`{part}` {digest[:12]}" for part, digest in digests.items())
+    return f"From weights that were trained before (SHA-256: {files}; the rest at random)"
 
 
 def _average(decay: float | None) -> str:

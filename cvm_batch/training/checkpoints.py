@@ -41,8 +41,13 @@ class Checkpoints:
         path = self.folder / f"epoch-{epoch:04d}-{_digest(content)}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # What a process left that was killed while it wrote; one writes at a time.
+            for torn in self.folder.glob(".epoch-*.tmp"):
+                torn.unlink(missing_ok=True)
             _write_whole(path, content)
-            for old in self.paths()[:-KEPT]:
+            # One of an epoch that is gone over again is the older of the two.
+            again = [old for old in self.paths() if _epoch(old) >= epoch and old != path]
+            for old in again + [old for old in self.paths() if old not in again][:-KEPT]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunAbortedError(
@@ -52,11 +57,16 @@ class Checkpoints:
         return path
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest state that is whole; None where there is none."""
+        """The newest state that is whole; None where there is none.
+
+        Damaged ones are removed, or they would count among those that are kept.
+        """
         for path in reversed(self.paths()):
             content = path.read_bytes()
             match = _NAME.fullmatch(path.name)
-            if match and _digest(content) == match[2]:
+            if match and _digest(content) != match[2]:
+                path.unlink(missing_ok=True)
+            else:
                 # Tensors and plain values alone: nothing in it can run.
                 state: dict[str, Any] = torch.load(
                     io.BytesIO(content), map_location=device, weights_only=True
@@ -78,6 +88,11 @@ def _write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     building.replace(path)
+
+
+def _epoch(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
 
 
 def _digest(content: bytes) -> str:

@@ -8,6 +8,7 @@ So an interrupted study goes on, and trials may run anywhere that sees OUT.
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
 from cvm_batch.training.networks import OURS, with_network
 from cvm_batch.training.paired import Answers
+from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.stepping import probabilities
 
@@ -47,6 +49,7 @@ class Trial:
     recipe: Recipe
     data: tuple[Path, ...]
     data_digest: str
+    """Of the cells and their split: `plan_digest`."""
     folder: Path
 
     @property
@@ -84,16 +87,17 @@ def trials(
     recipes = {model: with_network(model, recipe, settings) for model in models}
     if seeded := [model for model in models if "@seed=" in model]:
         raise UsageError(f"{seeded[0]!r}: a study has the same seeds for all models; see --seeds.")
-    digest = load_cells(*data).regrouped(recipe.classes).digest
+    cells = load_cells(*data).regrouped(recipe.classes)
     return [
         Trial(
             model=model,
-            recipe=replace(recipes[model], seed=seed),
+            recipe=replace(changed, seed=seed),
             data=tuple(path.absolute() for path in data),
             data_digest=digest,
             folder=folder.absolute(),
         )
-        for model in models
+        for model, changed in recipes.items()
+        for digest in (plan_digest(cells, changed.split_of(cells)),)
         for seed in seeds
     ]
 
@@ -134,7 +138,8 @@ def failed(trial: Trial, error: Exception) -> dict[str, Any]:
 def _leave(trial: Trial, value: dict[str, Any]) -> dict[str, Any]:
     value = trial.named | value
     trial.path.parent.mkdir(parents=True, exist_ok=True)
-    building = trial.path.with_suffix(".tmp")
+    # Another process may be at the same trial.
+    building = trial.path.with_suffix(f".{os.getpid()}.tmp")
     building.write_text(json.dumps(value))
     building.replace(trial.path)
     return value
@@ -144,6 +149,7 @@ def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     recipe = trial.recipe
     cells = load_cells(*trial.data).regrouped(recipe.classes)
     split = recipe.split_of(cells)
+    check_as_planned(cells, split, trial.data_digest)
     began = time.perf_counter()
     trained = train(recipe, cells, split, on_epoch=lambda epoch: say(f"{trial.model} {epoch}"))
     seconds = time.perf_counter() - began

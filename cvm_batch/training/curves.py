@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +13,12 @@ from cvm_batch.training.loop import Epoch
 
 class Curves:
     def __init__(self, folder: Path) -> None:
+        """Begins ``folder`` anew: a training that goes on tells of its first epochs again."""
         self._writer: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            shutil.rmtree(folder, ignore_errors=True)
             self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> Curves:

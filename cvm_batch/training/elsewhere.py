@@ -19,10 +19,12 @@ import torch
 
 from cvm_batch.errors import RunAbortedError
 from cvm_batch.jobfiles import job_file
+from cvm_batch.parent import environment_of_child
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.loop import Epoch, Trained
 from cvm_batch.training.run import Job
 from cvm_batch.training.splits import Split
+from cvm_batch.training.workers import Workers
 
 EPOCHS_FILE = "epochs.jsonl"
 TRAINED_FILE = "trained.pt"
@@ -43,7 +45,9 @@ class OnRay:
     def __call__(
         self, job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
     ) -> Trained:
-        """Raises RunAbortedError where the workers fail for good."""
+        """Raises UsageError where batches do not come out even, RunAbortedError where the
+        workers fail for good."""
+        Workers(count=self.workers).check(job.recipe)
         (job.folder / TRAINED_FILE).unlink(missing_ok=True)
         (job.folder / _JOB_FILE).write_bytes(pickle.dumps(job))
         over = threading.Event()
@@ -76,10 +80,14 @@ class OnRay:
 
 
 def run_job(name: str, described: Path, *options: str, gpus: bool, address: str | None) -> int:
-    """Run the job of that name on what the file ``described`` holds; return its exit code."""
+    """Run the job of that name on what the file ``described`` holds; return its exit code.
+
+    It ends with this process (`end_with_parent`).
+    """
     command = [sys.executable, str(job_file(name)), str(described), *options]
     command += ["--gpus"] * gpus + (["--address", address] if address else [])
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own job
+    done = subprocess.run(command, check=False, env=environment_of_child())  # noqa: S603 - our own
+    return done.returncode
 
 
 def _watch(path: Path, on_epoch: Callable[[Epoch], None], over: threading.Event) -> None:

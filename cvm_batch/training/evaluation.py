@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cvm_batch.model.precision import exact_fp32
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.augment import ATTITUDES, in_attitudes
 from cvm_batch.training.bootstrap import OVERALL, RESAMPLES, figures, interval, resampled
@@ -107,19 +108,20 @@ def evaluate(
     groups: Sequence[str],
     flips: bool = False,
 ) -> Evaluation:
-    """Classify resized images uint8 [n, 3, s, s] on their device.
+    """Classify resized images uint8 [n, 3, s, s] in fp32 on their device.
 
     With ``flips``, each image in its four attitudes, the probabilities averaged.
     """
     attitudes = range(ATTITUDES if flips else 1)
-    found = [
-        probabilities(
-            network,
-            images if at == 0 else in_attitudes(images, torch.full((len(images),), at)),
-            preprocessing,
-        )
-        for at in attitudes
-    ]
+    with exact_fp32():
+        found = [
+            probabilities(
+                network,
+                images if at == 0 else in_attitudes(images, torch.full((len(images),), at)),
+                preprocessing,
+            )
+            for at in attitudes
+        ]
     return Evaluation(
         probabilities=torch.stack(found).mean(dim=0).numpy(),
         labels=labels,

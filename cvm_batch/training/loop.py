@@ -94,8 +94,10 @@ def train(
     Goes on from the last of ``checkpoints`` and leaves one after each epoch. ``on_epoch``
     hears of every epoch, also of those before an interruption. ``pretrained`` may change the
     first weights. Raises DataSetError for images that do not decode or a class without
-    training images, RunAbortedError where the loss is no number.
+    training images, UsageError for batches that do not come out even, RunAbortedError where
+    the loss is no number.
     """
+    workers.check(recipe)
     device = device or default_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
@@ -262,7 +264,7 @@ class _Loop:
     def _take_step(self, positions: Tensor, attitudes: Tensor, rate: float) -> Tensor:
         """One step on a batch, of which this worker takes its share; returns its loss."""
         recipe = self._recipe
-        images = self._images[positions.to(self._device)]
+        images = self._images[positions.to(self._images.device)].to(self._device)
         if recipe.augmentation.fourfold:
             images = in_attitudes(images, attitudes)
         # Augmented as a whole, so that the share of a worker does not depend on their number.

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cvm_batch.errors import UsageError
+from cvm_batch.model.bundle import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,19 @@ class Pretrained:
     vt: Path | None = None
     """Of its visual transformer, with timm's names."""
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(path for path in (self.whole, self.cnn, self.vt) if path)
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file, by the part of the network that it is for; of none at random.
+
+        Raises UsageError where one cannot be read.
+        """
+        parts = {"whole": self.whole, "cnn": self.cnn, "vt": self.vt}
+        try:
+            return {part: file_sha256(path) for part, path in parts.items() if path}
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename} cannot be read ({error.strerror}). Name safetensors with "
+                "the first weights, or leave them out."
+            ) from error
 
     def load(self, network: nn.Module) -> None:
         """Put the weights into ``network``. Raises UsageError where they do not fit."""

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 import cvm_batch
-from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
+from cvm_batch.model.bundle import Bundle, BundleSpec, load_bundle, write_bundle
 from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.precision import Precision
 from cvm_batch.training.card import model_card
+from cvm_batch.training.checking import Fp16, check_served
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.evaluation import Evaluation, evaluate_cells
 from cvm_batch.training.images import load_images
@@ -31,6 +32,8 @@ from cvm_batch.training.sources import source_of
 from cvm_batch.training.splits import Split
 
 SENTINELS = 16
+#: Test cells on which fp16 is compared with fp32, at most.
+_COMPARED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +43,25 @@ class Published:
     bundle: Bundle
     validation: Evaluation
     test: Evaluation
+    fp16: Fp16
 
 
 def publish(
-    path: Path, trained: Trained, recipe: Recipe, cells: LabelledCells, split: Split
+    path: Path,
+    trained: Trained,
+    recipe: Recipe,
+    cells: LabelledCells,
+    split: Split,
+    *,
+    fingerprint: str,
+    first_weights: Mapping[str, str],
 ) -> Published:
-    """Measure the network, and write it as a bundle to the new folder ``path``.
+    """Measure the network, and write it as a bundle to ``path``, where it is not there yet.
 
-    The figures are those of the weights as stored, run in fp32. Raises BundleError,
-    DataSetError.
+    The figures are those of the weights as stored, run in fp32. ``fingerprint`` of the
+    training; ``first_weights``: SHA-256 of their files, empty where they were random. Raises
+    BundleError, DataSetError, and SentinelError where this
+    device does not reproduce what was written.
     """
     stored = _as_stored(trained.network, recipe.stored)
     validation, test = (
@@ -63,11 +76,14 @@ def publish(
         primary_group=primary,
         preprocessing=recipe.preprocessing,
         precision=recipe.stored,
+        tile_um=recipe.tile_um,
         provenance={
             "recipe": recipe.to_json(),
             "data": _data_json(cells),
             "split": _split_json(cells, split, recipe),
             "training": {
+                "fingerprint": fingerprint,
+                "first_weights": dict(first_weights),
                 "best_epoch": trained.best.number,
                 "device": trained.device,
                 "precision": trained.precision,
@@ -80,14 +96,20 @@ def publish(
             "metrics": {"validation": validation.to_json(), "test": test.to_json()},
         },
     )
-    bundle = write_bundle(
-        path,
-        spec,
-        trained.network,
-        choose_sentinels(cells, split.validation),
-        card=model_card(spec, test.metrics),
-    )
-    return Published(bundle=bundle, validation=validation, test=test)
+    if path.exists():
+        # Written before an interruption, by this training: who calls has looked.
+        bundle = load_bundle(path)
+    else:
+        bundle = write_bundle(
+            path,
+            spec,
+            trained.network,
+            choose_sentinels(cells, split.validation),
+            card=model_card(spec, test.metrics),
+        )
+    tiles = [cells.read(at) for at in split.test[:_COMPARED]]
+    fp16 = check_served(bundle, trained.network, tiles)
+    return Published(bundle=bundle, validation=validation, test=test, fp16=fp16)
 
 
 def choose_sentinels(
@@ -144,6 +166,7 @@ def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[s
         "kind": str(split.kind),
         "seed": split.seed,
         "shares": list(recipe.shares),
+        "test_cells_seen": _seen(cells, split),
         "sides": {
             side: {
                 "cells": len(positions),
@@ -156,6 +179,12 @@ def _split_json(cells: LabelledCells, split: Split, recipe: Recipe) -> Mapping[s
             for side, positions in split.sides().items()
         },
     }
+
+
+def _seen(cells: LabelledCells, split: Split) -> int:
+    """Test cells whose image is also one of training or validation, under another name."""
+    seen = {cells.pixel_digests[at] for side in (split.train, split.validation) for at in side}
+    return sum(cells.pixel_digests[at] in seen for at in split.test)
 
 
 def _class_json(cells: LabelledCells, positions: NDArray[np.int64]) -> Mapping[str, int]:

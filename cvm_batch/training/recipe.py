@@ -92,6 +92,9 @@ class Recipe:
     """The bundle's classes, and which of the data's each takes in; empty: the data's own."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Groups of the bundle's classes beside the cervical ones; the first is then the primary."""
+    tile_um: float | None = None
+    """Side of the cells' images in microns, where all have one: slides are then screened at the
+    scale that was trained on. None: not known, and slides without tiles cannot be screened."""
     stored: Precision = Precision.FP16
     """Precision of the weights in the bundle."""
     split: SplitKind = SplitKind.GROUPED
@@ -121,6 +124,8 @@ class Recipe:
             raise ValueError(
                 "balanced_sampling and class_weighting both make up for rare classes: take one"
             )
+        if self.tile_um is not None and not 0 < self.tile_um < math.inf:
+            raise ValueError("tile_um must be above zero, in microns")
         if self.stored is Precision.BF16:
             raise ValueError("bundles are stored in fp32 or fp16")
         self._check_classes()

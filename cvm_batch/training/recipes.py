@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cvm_batch.errors import UsageError
 from cvm_batch.model.architecture import CVM_CERVIX, CVM_CERVIX_MINI, Backbone, Fusion
@@ -174,7 +174,7 @@ def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             owner: replace(parts[owner], **given) for owner, given in changes.items() if owner
         }
         return replace(recipe, **changes.get("", {}), **nested)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"This recipe contradicts itself: {error}.") from error
 
 
@@ -211,6 +211,16 @@ def _every_field(recipe: Recipe) -> list[str]:
 
 
 def _value(setting: str, hint: Any, text: str) -> Any:
+    if get_origin(hint) is tuple:
+        kinds, parts = get_args(hint), text.strip("()[]").split(",")
+        if len(parts) != len(kinds):
+            raise UsageError(
+                f"{setting!r}: {text!r} is not {len(kinds)} values. Write them with commas, as "
+                f"{setting.partition('=')[0].strip()}={','.join(['0.5'] * len(kinds))}."
+            )
+        return tuple(
+            _value(setting, kind, part.strip()) for kind, part in zip(kinds, parts, strict=True)
+        )
     kinds = get_args(hint) or (hint,)
     if text.lower() == "none" and type(None) in kinds:
         return None
@@ -219,6 +229,6 @@ def _value(setting: str, hint: Any, text: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         wants = f"one of {', '.join(kind)}" if issubclass(kind, Enum) else f"a {kind.__name__}"
         raise UsageError(f"{setting!r}: {text!r} is not {wants}.") from error

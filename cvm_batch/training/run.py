@@ -8,15 +8,15 @@
       evaluation.json, report.html        figures, for programs and for people
       tensorboard/                        curves, where TensorBoard is installed
 
-The fingerprint is of the recipe and the data, so that a changed one begins anew and the
-same one goes on where it was interrupted.
+The fingerprint is of the recipe, the data and their split, so that a changed one begins anew
+and the same one goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -27,11 +27,13 @@ import torch
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import BundleError
+from cvm_batch.model.bundle import load_bundle
 from cvm_batch.training.checkpoints import Checkpoints
+from cvm_batch.training.claim import COMMAND, LOOP, claimed
 from cvm_batch.training.curves import Curves
 from cvm_batch.training.datasets import LabelledCells, load_cells
-from cvm_batch.training.datasets.labelled import file_digest
 from cvm_batch.training.loop import Epoch, Trained, train
+from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.pretrained import AT_RANDOM, Pretrained
 from cvm_batch.training.publish import Published, publish
 from cvm_batch.training.recipe import Recipe
@@ -47,19 +49,27 @@ class Job:
     recipe: Recipe
     folder: Path
     """Of this training alone; every worker must see it."""
+    planned: str
+    """`plan_digest` of the data and their split, as the driver has read them."""
     pretrained: Pretrained = field(default_factory=Pretrained)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints")
 
-    def cells(self) -> LabelledCells:
-        """Raises DataSetError."""
-        return load_cells(*self.data).regrouped(self.recipe.classes)
+    def read(self) -> tuple[LabelledCells, Split]:
+        """The data, read on this node, and their split.
 
-    def split(self, cells: LabelledCells) -> Split:
-        """Raises DataSetError."""
-        return self.recipe.split_of(cells)
+        Raises DataSetError, also where they are not what was planned.
+        """
+        cells = load_cells(*self.data).regrouped(self.recipe.classes)
+        split = self.recipe.split_of(cells)
+        check_as_planned(cells, split, self.planned)
+        return cells, split
 
 
 class Trainer(Protocol):
@@ -76,14 +86,15 @@ def train_here(
     """In this process, on the first GPU or the CPUs that it may use."""
     # torch counts the machine's processors, not those that a container may use.
     torch.set_num_threads(usable_cpus())
-    return train(
-        job.recipe,
-        cells,
-        split,
-        on_epoch=on_epoch,
-        checkpoints=job.checkpoints,
-        pretrained=job.pretrained.load,
-    )
+    with claimed(job.folder, LOOP):
+        return train(
+            job.recipe,
+            cells,
+            split,
+            on_epoch=on_epoch,
+            checkpoints=job.checkpoints,
+            pretrained=job.pretrained.load,
+        )
 
 
 def train_bundle(
@@ -94,23 +105,30 @@ def train_bundle(
     pretrained: Pretrained = AT_RANDOM,
     trainer: Trainer = train_here,
     report: bool = True,
+    then: Callable[[Published], None] = lambda published: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
     """Train ``recipe`` on the labelled sets in ``data``; write the bundle to ``out``.
 
-    The same call goes on where an earlier one was interrupted. ``say`` gets lines of
-    progress. Raises DataSetError, BundleError, RunAbortedError.
+    The same call goes on where an earlier one was interrupted, also after the bundle was
+    written: ``then`` belongs to the training, and is what else is to be done with the bundle.
+    ``say`` gets lines of progress. Raises DataSetError, BundleError, RunAbortedError, and
+    UsageError where another process trains the same.
     """
-    _prepare_out(out)
+    written_by = _prepare_out(out)
     cells = load_cells(*data).regrouped(recipe.classes)
     for line in cells.report():
         say(line)
-    job = _job(data, recipe, out, cells, pretrained)
-    split = job.split(cells)
+    split = recipe.split_of(cells)
+    first_weights = pretrained.digests()
+    job = _job(data, recipe, out, plan_digest(cells, split), pretrained, first_weights)
+    if written_by is not None and not (written_by == job.fingerprint and job.checkpoints.paths()):
+        raise _exists(out)
     sides = ", ".join(f"{len(positions)} {side}" for side, positions in split.sides().items())
     say(f"split {split.kind}, seed {split.seed}: {sides}; training in {job.folder}")
-    _describe(job, cells, split)
     with ExitStack() as stack:
+        stack.enter_context(claimed(job.folder, COMMAND))
+        _describe(job, cells, split)
         curves = stack.enter_context(Curves(job.folder / "tensorboard"))
 
         def on_epoch(epoch: Epoch) -> None:
@@ -118,25 +136,47 @@ def train_bundle(
             say(str(epoch))
 
         trained = trainer(job, cells, split, on_epoch)
-    published = publish(out, trained, recipe, cells, split)
-    _write_figures(job, trained, published)
-    if report:
-        _write_report(job, trained, published, cells, split)
-        say(f"figures, curves and galleries: {job.folder / 'report.html'}")
-    shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
-    say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
-    for line in published.test.metrics.lines():
-        say(line)
+        published = publish(
+            out,
+            trained,
+            recipe,
+            cells,
+            split,
+            fingerprint=job.fingerprint,
+            first_weights=first_weights,
+        )
+        _write_figures(job, trained, published)
+        if report:
+            _write_report(job, trained, published, cells, split)
+            say(f"figures, curves and galleries: {job.folder / 'report.html'}")
+        say(f"epoch {trained.best.number} kept; on the test cells, which it never saw:")
+        for line in published.test.metrics.lines():
+            say(line)
+        say(str(published.fp16))
+        then(published)
+        # Last: as long as they are there, the same command goes on.
+        shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
     return published
 
 
 def _job(
-    data: tuple[Path, ...], recipe: Recipe, out: Path, cells: LabelledCells, pretrained: Pretrained
+    data: tuple[Path, ...],
+    recipe: Recipe,
+    out: Path,
+    planned: str,
+    pretrained: Pretrained,
+    weights: Mapping[str, str],
 ) -> Job:
-    parts = [recipe.fingerprint, cells.digest, *map(file_digest, pretrained.files)]
+    parts = [recipe.fingerprint, planned, *(f"{part} {sha}" for part, sha in weights.items())]
     fingerprint = sha256(" ".join(parts).encode()).hexdigest()[:12]
     folder = out.with_name(f"{out.name}.training") / f"{recipe.name}-{fingerprint}"
-    return Job(data=data, recipe=recipe, folder=folder.absolute(), pretrained=pretrained)
+    return Job(
+        data=tuple(path.absolute() for path in data),
+        recipe=recipe,
+        folder=folder.absolute(),
+        planned=planned,
+        pretrained=pretrained,
+    )
 
 
 def _describe(job: Job, cells: LabelledCells, split: Split) -> None:
@@ -161,6 +201,7 @@ def _write_figures(job: Job, trained: Trained, published: Published) -> None:
         "precision": trained.precision,
         "best_epoch": trained.best.number,
         "epochs": [asdict(epoch) for epoch in trained.epochs],
+        "fp16": published.fp16.to_json(published.bundle.spec.class_names),
         "validation": published.validation.to_json(),
         "test": published.test.to_json(),
     }
@@ -187,13 +228,32 @@ def _write_report(
     )
 
 
-def _prepare_out(out: Path) -> None:
-    # Found out now, and not when the training that was to fill it is over.
+def _prepare_out(out: Path) -> str | None:
+    """The fingerprint of the training that wrote what is there; None where nothing is.
+
+    Raises BundleError for anything else that is there: found out now, and not when the
+    training that was to fill it is over.
+    """
     if out.exists():
-        raise BundleError(f"{out} exists already. Name another folder, or remove it first.")
+        return _written_by(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(
             f"{out.parent} cannot be made ({error.strerror}). Name a folder that you may write to."
         ) from error
+    return None
+
+
+def _written_by(out: Path) -> str:
+    try:
+        training = load_bundle(out).spec.provenance.get("training", {})
+    except BundleError as error:
+        raise _exists(out) from error
+    if not (found := training.get("fingerprint")):
+        raise _exists(out)
+    return str(found)
+
+
+def _exists(out: Path) -> BundleError:
+    return BundleError(f"{out} exists already. Name another folder, or remove it first.")

@@ -94,9 +94,11 @@ class Stepper:
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        parts = min(self._recipe.accumulate, len(images))
+        parts = self._recipe.accumulate
         total = torch.zeros((), device=self._device)
-        for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        for some, theirs in zip(
+            images.tensor_split(parts), labels.tensor_split(parts), strict=True
+        ):
             loss = self._loss(some, theirs) / parts
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -193,11 +195,15 @@ class RunningAverage:
 def probabilities(
     network: nn.Module, images: Tensor, preprocessing: Preprocessing, *, batch: int = 256
 ) -> Tensor:
-    """Class probabilities float32 [n, c] on the CPU of resized images uint8 [n, 3, s, s]."""
+    """Class probabilities float32 [n, c] on the CPU of resized images uint8 [n, 3, s, s].
+
+    Those go to the network's device a batch at a time, where they are elsewhere.
+    """
+    device = next(network.parameters()).device
     return torch.cat(
         [
             network(
-                preprocessing.normalise(part, torch.float32).contiguous(
+                preprocessing.normalise(part.to(device), torch.float32).contiguous(
                     memory_format=torch.channels_last
                 )
             )

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from cvm_batch.errors import UsageError
+from cvm_batch.training.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -19,10 +22,23 @@ class Workers:
     rank: int = 0
     count: int = 1
 
+    def check(self, recipe: Recipe) -> None:
+        """Raises UsageError where the workers' parts of a batch would not be equal.
+
+        Gradients are averaged over workers and parts, so that images of a smaller part would
+        count for more; and a worker with fewer parts than the others would leave them waiting.
+        """
+        parts = self.count * recipe.accumulate
+        if rest := recipe.batch_size % parts:
+            fewer, more = recipe.batch_size - rest, recipe.batch_size - rest + parts
+            raise UsageError(
+                f"A batch of {recipe.batch_size} does not come out even for {self.count} workers "
+                f"that each take {recipe.accumulate} parts. Set batch_size to a multiple of "
+                f"{parts}, as --set batch_size={fewer or more}, or take another number of workers."
+            )
+
     def share(self, batch: Tensor) -> Tensor:
-        """This worker's part of a batch [n, ...]; a batch too small for all is everybody's."""
-        if self.count == 1 or len(batch) < self.count:
-            return batch
+        """This worker's part of a batch [n, ...], as large as every other's."""
         return batch.tensor_split(self.count)[self.rank]
 
     def wrapped(self, network: nn.Module, device: torch.device) -> nn.Module | None:

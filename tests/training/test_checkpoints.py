@@ -115,3 +115,21 @@ def test_a_finished_training_is_not_repeated(
     assert seen == [1, 2]
     assert again.epochs == first.epochs
     assert Checkpoints(tmp_path).paths() == paths
+
+
+def test_a_damaged_one_does_not_count_among_the_two(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    sound, damaged = save(checkpoints, 1, 2)
+    damaged.write_bytes(b"damaged")
+    checkpoints.load(CPU)
+    assert checkpoints.paths() == [sound]
+    (again,) = save(checkpoints, 2)
+    assert checkpoints.paths() == [sound, again]
+
+
+def test_one_epoch_has_one_checkpoint_and_nothing_half_written_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    first, _ = save(checkpoints, 1, 2)
+    (tmp_path / ".epoch-0002-0123456789abcdef.pt.99.tmp").write_bytes(b"half")
+    other = checkpoints.save({"epoch": 2, "weights": torch.zeros(3)}, 2)
+    assert sorted(tmp_path.iterdir()) == sorted([first, other])

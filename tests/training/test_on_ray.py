@@ -17,6 +17,7 @@ from cvm_batch.errors import RunAbortedError
 from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.elsewhere import OnRay
 from cvm_batch.training.loop import Epoch, Trained, train
+from cvm_batch.training.planning import plan_digest
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.run import Job
 
@@ -25,14 +26,16 @@ CPU = torch.device("cpu")
 
 def job_of(data: Path, recipe: Recipe, folder: Path) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
-    return Job(data=(data,), recipe=recipe, folder=folder)
+    cells = load_cells(data)
+    planned = plan_digest(cells, recipe.split_of(cells))
+    return Job(data=(data,), recipe=recipe, folder=folder, planned=planned)
 
 
 def on_ray(job: Job, killer: threading.Thread | None = None) -> tuple[Trained, list[int]]:
-    cells, seen = load_cells(*job.data), list[Epoch]()
+    (cells, split), seen = job.read(), list[Epoch]()
     if killer is not None:
         killer.start()
-    trained = OnRay(workers=2)(job, cells, job.split(cells), seen.append)
+    trained = OnRay(workers=2)(job, cells, split, seen.append)
     return trained, [epoch.number for epoch in seen]
 
 
@@ -46,12 +49,12 @@ def test_two_workers_learn_as_one_that_accumulates(
     trained, seen = on_ray(job)
     assert seen == [1, 2, 3]
     assert trained.device == "cpu x 2"
-    cells = load_cells(data)
-    alone = train(replace(recipe, accumulate=2), cells, job.split(cells), device=CPU)
+    cells, split = job.read()
+    alone = train(replace(recipe, accumulate=2), cells, split, device=CPU)
     for mine, theirs in zip(trained.epochs, alone.epochs, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=1e-3)
     left = {path.name for path in job.folder.iterdir()}
-    assert left == {"checkpoints", "epochs.jsonl", "ray"}
+    assert left == {".loop.lock", "checkpoints", "epochs.jsonl", "ray"}
 
 
 def workers_of_this_process() -> list[psutil.Process]:
@@ -82,8 +85,8 @@ def test_a_killed_worker_costs_no_epoch_that_was_over(
     trained, seen = on_ray(job, threading.Thread(target=kill))
     assert killed
     assert seen == list(range(1, 61))
-    cells = load_cells(data)
-    alone = train(replace(recipe, accumulate=2), cells, job.split(cells), device=CPU)
+    cells, split = job.read()
+    alone = train(replace(recipe, accumulate=2), cells, split, device=CPU)
     assert [epoch.loss for epoch in trained.epochs] == pytest.approx(
         [epoch.loss for epoch in alone.epochs], abs=5e-3
     )

@@ -41,12 +41,18 @@ def test_fields_are_set_by_name() -> None:
             "augmentation.rotate=false",
             "augmentation.jitter=0.3",
             "split=grouped",
+            "shares=0.8, 0.1, 0.1",
+            "preprocessing.mean=0.4,0.5,0.6",
+            "tile_um=25.5",
         ],
     )
     assert (recipe.epochs, recipe.learning_rate, recipe.clip_norm) == (3, 1e-4, None)
     assert recipe.schedule is Schedule.CONSTANT
     assert recipe.split is SplitKind.GROUPED
     assert recipe.augmentation.jitter == 0.3
+    assert recipe.shares == (0.8, 0.1, 0.1)
+    assert recipe.preprocessing.mean == (0.4, 0.5, 0.6)
+    assert recipe.tile_um == 25.5
     assert not recipe.augmentation.rotate
     assert recipe.augmentation.zoom == find_recipe("cvm-cervix-pbc8").augmentation.zoom
 
@@ -61,6 +67,12 @@ def test_fields_are_set_by_name() -> None:
         ("epochs=three", "'three' is not a int"),
         ("schedule=linear", "not one of constant, cosine"),
         ("augmentation.rotate=maybe", "not a bool"),
+        ("shares=0.6", "'0.6' is not 3 values. Write them with commas, as shares=0.5,0.5,0.5"),
+        ("shares=0.6,0.2,many", "'many' is not a float"),
+        ("shares=0.6,0.2,0.9", "contradicts itself: shares"),
+        ("preprocessing.mean=0.5", "is not 3 values"),
+        ("tile_um=-3", "contradicts itself: tile_um"),
+        ("tile_um=nan", "contradicts itself: tile_um"),
         ("epochs=0", "contradicts itself: epochs"),
         ("accumulate=3", "contradicts itself: batch_size must be a multiple"),
         ("preprocessing.input_px=96", "contradicts itself: the network takes 224 px"),

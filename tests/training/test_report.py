@@ -19,6 +19,7 @@ from cvm_batch.model.bundle import Bundle, load_bundle, reference_probabilities
 from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.judging import judge
 from cvm_batch.training.paper import paper_figures
+from cvm_batch.training.planning import plan_digest
 from cvm_batch.training.recipe import Recipe
 from cvm_batch.training.report import write_report
 from cvm_batch.training.run import Job, train_bundle
@@ -48,6 +49,7 @@ def test_a_training_leaves_its_figures_and_no_checkpoints(trained: Path, bundle:
     folder = folder_of(trained)
     assert re.fullmatch(r"tiny-[0-9a-f]{12}", folder.name)
     left = {path.name for path in folder.iterdir()} - {"tensorboard"}
+    left -= {".command.lock", ".loop.lock"}
     assert left == {"data.txt", "evaluation.json", "recipe.json", "report.html", "split.csv"}
     figures = json.loads((folder / "evaluation.json").read_text())
     assert figures["bundle"]["digest"] == bundle.digest
@@ -132,18 +134,22 @@ def test_unknown_classes_are_named(tmp_path: Path, bundle: Bundle) -> None:
 
 
 def test_a_changed_recipe_begins_anew(tmp_path: Path, data: Path, tiny_recipe: Recipe) -> None:
-    def folder(recipe: Recipe) -> str:
+    def folder(recipe: Recipe, **weights: str) -> str:
         (tmp_path / "x").mkdir(exist_ok=True)
         from cvm_batch.training import run
 
         cells = load_cells(data)
-        job: Job = run._job((data,), recipe, tmp_path / "x" / "b", cells, run.AT_RANDOM)
+        planned = plan_digest(cells, recipe.split_of(cells))
+        out = tmp_path / "x" / "b"
+        job: Job = run._job((data,), recipe, out, planned, run.AT_RANDOM, weights)
         return job.folder.name
 
     from dataclasses import replace
 
     assert folder(tiny_recipe) == folder(replace(tiny_recipe))
     assert folder(tiny_recipe) != folder(replace(tiny_recipe, learning_rate=1e-4))
+    assert folder(tiny_recipe) != folder(tiny_recipe, whole="00")
+    assert folder(tiny_recipe, cnn="00") != folder(tiny_recipe, vt="00")
 
 
 def test_evaluate_takes_cells_of_one_class(tmp_path: Path, data: Path, bundle: Bundle) -> None:

@@ -68,6 +68,7 @@ def test_provenance_says_all_that_went_in(out: Path, data: Path, tiny_recipe: Re
     assert set(provenance["versions"]) == {"cvm_batch", "torch", "timm"}
     assert set(provenance["metrics"]) == {"validation", "test"}
     assert provenance["training"]["best_epoch"] in (1, 2)
+    assert provenance["training"]["first_weights"] == {}
 
 
 def test_the_card_says_what_it_is_not_for_and_gives_the_figures(out: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from cvm_batch.errors import UsageError
 from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.loop import Epoch, train
 from cvm_batch.training.recipe import Augmentation, Recipe
 from cvm_batch.training.splits import grouped_split
+from cvm_batch.training.stepping import Stepper
 from cvm_batch.training.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
@@ -68,8 +70,35 @@ def test_two_step_as_one_that_accumulates_two_halves(
 
 
 def test_a_share_is_a_part_and_all_shares_are_the_batch() -> None:
-    batch = torch.arange(10)
+    batch = torch.arange(12)
     shares = [Workers(rank=rank, count=3).share(batch) for rank in range(3)]
     assert torch.equal(torch.cat(shares), batch)
-    assert torch.equal(Workers(rank=1, count=20).share(batch), batch)
     assert torch.equal(ALONE.share(batch), batch)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "count", "advice"),
+    [(8, 1, 3, "multiple of 3, as --set batch_size=6"), (8, 4, 3, "batch_size=12")],
+)
+def test_batches_that_do_not_come_out_even_are_refused(
+    recipe: Recipe, data: Path, batch_size: int, accumulate: int, count: int, advice: str
+) -> None:
+    uneven = replace(recipe, batch_size=batch_size, accumulate=accumulate)
+    with pytest.raises(UsageError, match=advice):
+        losses(uneven, data, Workers(rank=0, count=count))
+    Workers(count=count).check(replace(uneven, batch_size=count * accumulate * 2))
+
+
+def test_every_part_of_an_uneven_batch_is_learnt_from(recipe: Recipe) -> None:
+    """`chunk` makes three parts of nine images where four are asked for."""
+    network = recipe.architecture.build(2)
+    # Alike, so that batch normalisation sees the same in every part.
+    images = torch.full((9, 3, 32, 32), 90, dtype=torch.uint8)
+    labels = torch.zeros(9, dtype=torch.int64)
+    whole, parts = (
+        Stepper(network, replace(recipe, batch_size=8, accumulate=times), torch.ones(2), CPU)
+        .step(images, labels, 0.0)
+        .item()
+        for times in (1, 4)
+    )
+    assert parts == pytest.approx(whole, rel=0.1)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cvm_batch.training.datasets.labelled import ImageFile, LabelledCells, labelled
+from cvm_batch.training.datasets.labelled import BY_FILE, ImageFile, LabelledCells, labelled
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SIPAKMED = re.compile(r"im_(?P<label>[A-Za-z-]+)")
@@ -43,7 +43,7 @@ def load(root: Path) -> LabelledCells:
 
 
 def _classes(root: Path, folders: list[Path]) -> LabelledCells:
-    images, skipped = [], []
+    images, skipped = [], list(_empty(root, folders))
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -55,7 +55,7 @@ def _classes(root: Path, folders: list[Path]) -> LabelledCells:
         images,
         [image.path.parent.name for image in images],
         [image.name for image in images],
-        grouped_by="file",
+        grouped_by=BY_FILE,
         cell_ids=[image.path.stem for image in images],
         skipped=skipped,
     )
@@ -63,7 +63,7 @@ def _classes(root: Path, folders: list[Path]) -> LabelledCells:
 
 def _herlev(root: Path, folders: list[Path]) -> LabelledCells:
     """Cells of one smear image share the first parts of their names."""
-    cells, skipped = [], []
+    cells, skipped = [], list(_empty(root, folders))
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         name = path.relative_to(root).as_posix()
         found = _HERLEV_CELL.fullmatch(path.stem)
@@ -85,13 +85,16 @@ def _herlev(root: Path, folders: list[Path]) -> LabelledCells:
 
 
 def _sipakmed(root: Path, folders: list[Path]) -> LabelledCells:
-    cells, skipped = [], []
+    cells, skipped = [], list[tuple[str, str]]()
     for folder in folders:
         match = _SIPAKMED.fullmatch(folder.name)
         if match is None:
             skipped.append((folder.name, "no folder of a SIPaKMeD class"))
             continue
-        for path in _cropped(folder):
+        crops = list(_cropped(folder))
+        if not crops:
+            skipped.append((folder.name, f"no {_CROPPED} images in it"))
+        for path in crops:
             name = path.relative_to(root).as_posix()
             cell = _SIPAKMED_CELL.fullmatch(path.stem)
             if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -118,3 +121,10 @@ def _cropped(folder: Path) -> Iterator[Path]:
         if (inner / _CROPPED).is_dir():
             yield from sorted((inner / _CROPPED).iterdir())
             return
+
+
+def _empty(root: Path, folders: list[Path]) -> Iterator[tuple[str, str]]:
+    """Class folders that hold no image: a copy that broke off, or no class at all."""
+    for folder in folders:
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
+            yield folder.relative_to(root).as_posix(), "a class folder without images"

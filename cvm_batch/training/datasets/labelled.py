@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvm_batch.errors import DataSetError
+from cvm_batch.cpus import usable_cpus
+from cvm_batch.errors import DataSetError, UnreadableImageError
 from cvm_batch.model.bundle import file_sha256
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES
+
+#: `LabelledCells.grouped_by` where nothing is known that cells have in common.
+BY_FILE = "file"
+#: Why an image is among the skipped ones.
+UNREADABLE = "does not decode as an image"
 
 
 class CellImage(Protocol):
@@ -28,11 +35,21 @@ class CellImage(Protocol):
         ...
 
     def read(self) -> NDArray[np.uint8]:
-        """Decode it at its own size, as uint8 RGB [h, w, 3]. Raises DataSetError."""
+        """Decode it at its own size, as uint8 RGB [h, w, 3].
+
+        Raises DataSetError, as UnreadableImageError where it does not decode.
+        """
         ...
 
     def digest(self) -> str:
-        """Of its content; equal where two cells are the same image. Raises DataSetError."""
+        """Of its content as stored: a file's bytes, say. Raises DataSetError."""
+        ...
+
+    def pixel_digest(self) -> str:
+        """Equal where two cells are the same image, however each is stored.
+
+        Raises DataSetError, as UnreadableImageError where it does not decode.
+        """
         ...
 
 
@@ -53,6 +70,13 @@ class ImageFile:
     def digest(self) -> str:
         return file_digest(self.path)
 
+    def pixel_digest(self) -> str:
+        try:
+            known = self.path.stat()
+        except OSError as error:
+            raise _not_read(self.path, error) from error
+        return _pixels_of_file(self.path, known.st_mtime_ns, known.st_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledCells:
@@ -66,14 +90,18 @@ class LabelledCells:
     class_names: tuple[str, ...]
     groups: tuple[str, ...]
     """[n], what must not be torn apart: frame, cluster image, or the image itself. Images
-    with the same content are in one group."""
+    with the same pixels are in one group."""
     grouped_by: str
     """What a group is, for people: ``frame``, ``cluster image``, ``file`` ..."""
     cell_ids: tuple[str, ...]
     digests: tuple[str, ...]
-    """[n], of the images' contents."""
+    """[n], of the images' contents as stored."""
+    pixel_digests: tuple[str, ...]
+    """[n], equal where two cells are the same image."""
     skipped: tuple[tuple[str, str], ...] = ()
     """What was found and not taken: a name, and why."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say of how the set was read, for people."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,9 +120,9 @@ class LabelledCells:
         return hashlib.sha256("".join("\0".join(row) + "\n" for row in rows).encode()).hexdigest()
 
     def duplicates(self) -> list[tuple[int, ...]]:
-        """Positions of images with the same content, each set of them once."""
+        """Positions of images with the same pixels, each set of them once."""
         positions = defaultdict(list)
-        for position, digest in enumerate(self.digests):
+        for position, digest in enumerate(self.pixel_digests):
             positions[digest].append(position)
         return [tuple(found) for found in positions.values() if len(found) > 1]
 
@@ -107,14 +135,15 @@ class LabelledCells:
             f"in {groups} groups (by {self.grouped_by})",
             *(f"  {name}: {count}" for name, count in zip(self.class_names, counts, strict=True)),
         ]
+        lines += [f"  {note}" for note in self.notes]
         for why, count in Counter(why for _, why in self.skipped).items():
             first = next(name for name, reason in self.skipped if reason == why)
             lines.append(f"  skipped {count}, {why}: {first}{' ...' if count > 1 else ''}")
         if found := self.duplicates():
             across = [same for same in found if len({self.labels[at] for at in same}) > 1]
             lines.append(
-                f"  {sum(map(len, found))} images are byte-identical to others, in {len(found)} "
-                f"sets; {len(across)} sets lie across classes"
+                f"  {sum(map(len, found))} images are the same as others pixel by pixel, in "
+                f"{len(found)} sets; {len(across)} sets lie across classes"
             )
             lines += [
                 "  across classes: "
@@ -154,6 +183,7 @@ class LabelledCells:
             groups=tuple(self.groups[place] for place in kept),
             cell_ids=tuple(self.cell_ids[place] for place in kept),
             digests=tuple(self.digests[place] for place in kept),
+            pixel_digests=tuple(self.pixel_digests[place] for place in kept),
             skipped=self.skipped + tuple((name, "of a class not asked for") for name in left_out),
         )
 
@@ -167,11 +197,23 @@ def labelled(
     grouped_by: str,
     cell_ids: Sequence[str],
     skipped: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
 ) -> LabelledCells:
     """The set of these cells, ``names`` being their classes; duplicates join their groups.
 
-    Raises DataSetError for files that cannot be read.
+    Images that do not decode are skipped. Raises DataSetError for files that cannot be read.
     """
+    # Each is decoded here, so that a damaged file is known before hours of training, and the
+    # same image is known for it in whichever format it came.
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        pixels = list(pool.map(_pixels_or_none, images))
+    kept = [place for place, found in enumerate(pixels) if found]
+    lost = [place for place, found in enumerate(pixels) if not found]
+    skipped = [*skipped, *((images[place].name, UNREADABLE) for place in lost)]
+    images = [images[place] for place in kept]
+    names, groups, cell_ids = (
+        [values[place] for place in kept] for values in (names, groups, cell_ids)
+    )
     class_names = class_order(names)
     position = {name: place for place, name in enumerate(class_names)}
     cells = LabelledCells(
@@ -183,7 +225,9 @@ def labelled(
         grouped_by=grouped_by,
         cell_ids=tuple(cell_ids),
         digests=tuple(image.digest() for image in images),
+        pixel_digests=tuple(found for found in pixels if found),
         skipped=tuple(skipped),
+        notes=tuple(notes),
     )
     return replace(cells, groups=_joined(cells))
 
@@ -195,16 +239,32 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_tile(path: Path) -> NDArray[np.uint8]:
-    """Decode one image at its own size, as uint8 RGB [h, w, 3]. Raises DataSetError."""
+    """Decode one image at its own size, as uint8 RGB [h, w, 3].
+
+    Raises DataSetError, as UnreadableImageError where it does not decode.
+    """
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
     # Pillow's decoders raise errors of many kinds on damaged files, SyntaxError among them.
     except Exception as error:
-        raise DataSetError(
+        if isinstance(error, OSError) and error.errno is not None:
+            # A disk or a permission, and no fault of the image: to go on without it would be
+            # to train on what happened to be readable.
+            raise _not_read(path, error) from error
+        raise UnreadableImageError(
             f"{path} does not decode as an image ({error}). "
             "Fetch it again, or take it out of the data set."
         ) from error
+
+
+def pixel_digest(tile: NDArray[np.uint8]) -> str:
+    """SHA-256 over the shape and the pixels of a tile uint8 [h, w, 3]."""
+    digest = hashlib.sha256(repr(tile.shape).encode())
+    digest.update(tile.tobytes())
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -212,10 +272,26 @@ def file_digest(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise DataSetError(
-            f"{path} cannot be read ({error.strerror}). Fetch it again, "
-            "or take it out of the data set."
-        ) from error
+        raise _not_read(path, error) from error
+
+
+def _not_read(path: Path, error: OSError) -> DataSetError:
+    return DataSetError(
+        f"{path} cannot be read ({error.strerror}). Fetch it again, or take it out of the data set."
+    )
+
+
+def _pixels_or_none(image: CellImage) -> str | None:
+    try:
+        return image.pixel_digest()
+    except UnreadableImageError:
+        return None
+
+
+# A study reads the same folders for each of its trials.
+@lru_cache(maxsize=200_000)
+def _pixels_of_file(path: Path, mtime_ns: int, size: int) -> str:
+    return pixel_digest(read_tile(path))
 
 
 def _joined(cells: LabelledCells) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ Columns: file, label, cell_id, frame; and, not used here, nucleus_x, nucleus_y, 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from cvm_batch.errors import DataSetError
+from cvm_batch.training.datasets.folders import IMAGE_SUFFIXES
 from cvm_batch.training.datasets.labelled import ImageFile, LabelledCells, labelled
 
 TABLE_FILE = "cells.csv"
@@ -42,7 +43,15 @@ def load(root: Path) -> LabelledCells:
         [row["frame"] for row in rows],
         grouped_by="frame",
         cell_ids=[row["cell_id"] for row in rows],
+        skipped=list(_unnamed(root, {root / row["file"] for row in rows})),
     )
+
+
+def _unnamed(root: Path, named: Collection[Path]) -> Iterator[tuple[str, str]]:
+    """Images below ``root`` that the table passes over, and why they are skipped."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path not in named:
+            yield path.relative_to(root).as_posix(), f"{TABLE_FILE} does not name it"
 
 
 def read_table(table: Path, needed: Sequence[str], known: Collection[str]) -> list[dict[str, str]]:

@@ -149,6 +149,9 @@ def test_duplicates_share_a_group_and_are_reported(tmp_path: Path) -> None:
     assert len(set(group.values())) == 3
     text = "\n".join(cells.report())
     assert "4 cells of 2 classes in 3 groups (by file)" in text
-    assert "2 images are byte-identical to others, in 1 sets; 1 sets lie across classes" in text
+    assert (
+        "2 images are the same as others pixel by pixel, in 1 sets; 1 sets lie across classes"
+        in text
+    )
     assert "a/1.png (a), b/again.png (b)" in text
     assert "skipped 1, no image: b/notes.txt" in text
