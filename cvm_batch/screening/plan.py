@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import NamedTuple
 
@@ -70,6 +71,15 @@ class Plan:
     def tiles(self) -> int:
         return sum(slide.info.tiles for slide in self.slides if slide.info is not None)
 
+    def prioritised(self, priorities: Sequence[tuple[str, int]]) -> Plan:
+        """This plan, with a priority for slides whose slide_id is, or matches, a pattern; where
+        several do, the last one holds."""
+        if not priorities:
+            return self
+        slides = [_prioritised(slide, priorities) for slide in self.slides]
+        failed = [_prioritised(slide, priorities) for slide in self.failed]
+        return replace(self, slides=tuple(sorted(slides, key=_turn)), failed=tuple(failed))
+
     def joined(self, further: Plan) -> Plan:
         """This plan and, behind it, one for further slides."""
         return Plan(
@@ -127,12 +137,26 @@ def plan_slides(
     for listed, description in zip(left, descriptions, strict=True):
         planned = _planned(listed, description, keys)
         (failed if planned.failure else slides).append(planned)
-    slides.sort(key=lambda slide: (-slide.priority, -slide.info.tiles if slide.info else 0))
+    slides.sort(key=_turn)
     return Plan(
         slides=tuple(slides),
         failed=tuple(failed),
         settled=tuple(settled),
     )
+
+
+def fits(pattern: str, slide_id: str) -> bool:
+    """Whether a slide is meant by its slide_id or a pattern of such."""
+    return slide_id == pattern or fnmatchcase(slide_id, pattern)
+
+
+def _prioritised(slide: PlannedSlide, priorities: Sequence[tuple[str, int]]) -> PlannedSlide:
+    fitting = [priority for pattern, priority in priorities if fits(pattern, slide.slide_id)]
+    return replace(slide, priority=fitting[-1]) if fitting else slide
+
+
+def _turn(slide: PlannedSlide) -> tuple[int, int]:
+    return -slide.priority, -slide.info.tiles if slide.info else 0
 
 
 class _Keys:

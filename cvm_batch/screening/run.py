@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cvm_batch.archives.places.files import printable
+from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import (
     CommitError,
@@ -24,11 +24,10 @@ from cvm_batch.errors import (
     RunAbortedError,
     TakenOverError,
 )
-from cvm_batch.isolation import Done, run_isolated
 from cvm_batch.jobfiles import SHIPPED_BUNDLE
 from cvm_batch.logs import log_event
-from cvm_batch.model.backends.choosing import Work, choose_backend
-from cvm_batch.model.bundle import Bundle, BundleSpec
+from cvm_batch.model.backends.choosing import choose_backend
+from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
@@ -45,17 +44,16 @@ from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
-from cvm_batch.screening.executor import Executor, Hardware
+from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.metrics import Meter, Metered, NoMeter
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 from cvm_batch.screening.work import ReplicaSpec
+from cvm_batch.screening.workload import workload
 
 _LOG = logging.getLogger(__name__)
-#: Loading PyTorch from a cold disk may take long, but not for ever.
-_COUNTING_SECONDS = 600.0
 
 
 def run(
@@ -136,9 +134,9 @@ class _Run:
             retry=settings.retry,
         )
         planner = partial(self._planner, work_waits=executor.prepare)
-        plan = make_plan(settings.inputs, planner)
+        self._listed = make_plan(settings.inputs, planner)
         self._planned = self._ended = self._clock.now()
-        work = _work(plan, bundle.spec, hardware)
+        work = workload(self._listed.tiles, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
             bundle=bundle_everywhere(settings.model, bundle),
@@ -152,7 +150,7 @@ class _Run:
         )
         commits = Commits(results, self._name, self._clock.now())
         self._driver = Driver(
-            plan,
+            self._listed.prioritised(settings.priorities),
             bundle,
             spec,
             executor,
@@ -161,8 +159,6 @@ class _Run:
             until=settings.until,
             patience=settings.patience_seconds,
         )
-        for pattern, priority in settings.priorities:
-            self._driver.grant(Prioritise(pattern, priority))
 
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -218,7 +214,10 @@ class _Run:
         stop_wanted: Callable[[], bool],
         live: LiveFiles,
     ) -> None:
-        watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
+        def plan_further(slides: Sequence[ListedSlide]) -> Plan:
+            return self._planner(slides).prioritised(self._settings.priorities)
+
+        watched = WatchedManifests(self._settings.inputs, self._listed, plan_further)
 
         def wishes() -> Sequence[Wish]:
             asked = live.priorities_wanted(self._clock.now())
@@ -366,28 +365,6 @@ class _Run:
 def bundle_everywhere(model: str, bundle: Bundle) -> Path:
     """A bundle's folder, as replicas find it on their nodes."""
     return Path(SHIPPED_BUNDLE) if model == SHIPPED_BUNDLE else bundle.path
-
-
-def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:
-    return Work(
-        tiles=plan.tiles,
-        gflop=partial(_tile_gflop, spec),
-        device_type=hardware.device_type,
-        processors=hardware.processors,
-    )
-
-
-def _tile_gflop(spec: BundleSpec) -> float:
-    """Counted in another process, unless PyTorch is loaded here already: the driver lives all
-    night, and needs none."""
-    if "torch" in sys.modules:
-        return spec.tile_gflop()
-    outcomes = run_isolated(BundleSpec.tile_gflop, [spec], jobs=1, timeout=_COUNTING_SECONDS)
-    with closing(outcomes):
-        (outcome,) = outcomes
-    if not isinstance(outcome, Done):
-        raise outcome.error
-    return outcome.result
 
 
 def _iso(seconds: float) -> str:

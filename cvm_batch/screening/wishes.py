@@ -12,14 +12,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from cvm_batch.archives.discovery import is_manifest, read_manifest
 from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.places.place import Place, place_of
 from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.errors import CvmBatchError
-from cvm_batch.screening.plan import Plan
+from cvm_batch.screening.plan import Plan, fits
 
 _LOOK_EVERY_SECONDS = 5.0
 
@@ -32,7 +31,7 @@ class Prioritise:
     priority: int
 
     def fits(self, slide_id: str) -> bool:
-        return slide_id == self.pattern or fnmatchcase(slide_id, self.pattern)
+        return fits(self.pattern, slide_id)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class WatchedManifests:
         plan: Plan,
         plan_further: Callable[[Sequence[ListedSlide]], Plan],
     ) -> None:
-        """``plan``: what the run knows already."""
+        """``plan``: what the run knows already, with priorities as they are listed: what else
+        was asked of the run stands until a row changes."""
         self._plan_further = plan_further
         self._wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
         self._priorities: dict[str, int | None] = {

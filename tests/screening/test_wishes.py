@@ -210,3 +210,32 @@ def test_priorities_given_at_the_start_hold(night: Night) -> None:
     rows = night.rows()
     assert {row["slide_id"]: row["priority"] for row in rows}[names[9]] == 4
     assert rows[0]["slide_id"] == names[9]
+
+
+def test_priorities_given_at_the_start_hold_over_a_manifest(night: Night, tmp_path: Path) -> None:
+    """Its rows say otherwise, and are read again while the run goes on; a row that changes
+    holds from then on."""
+    manifest = tmp_path / "night.csv"
+    listed = [
+        {"slide_id": path.name, "uri": str(path), "priority": 0}
+        for path in sorted(night.folder.iterdir())
+    ]
+    write_manifest(manifest, listed)
+    for name in ("late-1", "late-2"):
+        making.write_zip(tmp_path / f"{name}.zip", tiles(9, seed=5))
+    first, last, changed = (listed[place]["slide_id"] for place in (0, -1, -2))
+
+    def meanwhile() -> None:
+        further = [
+            {"slide_id": name, "uri": f"{name}.zip", "priority": 2} for name in ("late-1", "late-2")
+        ]
+        rows = [{**row, "priority": 5} if row["slide_id"] == changed else row for row in listed]
+        write_manifest(manifest, [*rows, *further])
+        time.sleep(0.5)  # it is looked at
+
+    overrides = ((first, 100), (last, -9), (changed, -9), ("*-1", -9))
+    night.run(manifest, meanwhile, priorities=overrides)
+    rows = {row["slide_id"]: row["priority"] for row in night.rows()}
+    assert len(rows) == SLIDES + 2
+    assert (rows[first], rows[last], rows[changed]) == (100, -9, 5)
+    assert (rows["late-1"], rows["late-2"]) == (-9, 2)
