@@ -231,8 +231,6 @@ class _Run:
         stopped = isinstance(error, KeyboardInterrupt)
         code = error.exit_code if isinstance(error, CvmBatchError) else ExitCode.ABORTED
         with suppress(Exception):
-            self._executor.close()
-        with suppress(Exception):
             self._driver.commits.flush()
         with suppress(Exception):
             manifest = self._manifest(
@@ -245,6 +243,8 @@ class _Run:
             with suppress(Exception):
                 self._write(manifest)
             self._log("run ended", manifest)
+            with suppress(Exception):  # last of what must be: it may be a replica that hangs
+                self._executor.close()
             if not stopped:  # whoever stops it at once sits before it
                 self._notify(manifest)
                 self._at_end(self._name.run_id)
