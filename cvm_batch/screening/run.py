@@ -49,6 +49,7 @@ from cvm_batch.screening.metrics import Meter, Metered, NoMeter
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
+from cvm_batch.screening.visibility import samples_of
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 from cvm_batch.screening.work import ReplicaSpec
 from cvm_batch.screening.workload import workload
@@ -147,6 +148,7 @@ class _Run:
             results=results.everywhere,
             run=self._name,
             opening=settings.opening(bundle.spec),
+            samples=samples_of(slide.address.uri for slide in self._listed.slides),
         )
         commits = Commits(results, self._name, self._clock.now())
         self._driver = Driver(

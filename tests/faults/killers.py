@@ -5,6 +5,9 @@ So they find a ``sitecustomize`` that looks at names: ``killer`` is death, ``sle
 call that does not come back, ``stupor`` one in the threads that decode for a replica. To Ray's
 workers alone, as of what only goes wrong once its pixels are decoded, ``grenade`` is death, and
 ``trance`` native code that neither comes back nor lets go of Python's lock.
+
+Of a node that is started with it, the variable ``UNMOUNTED`` names a folder that its processes do
+not see, and ``NO_ROOM`` one where nothing can be put.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pathlib import Path
 import pytest
 
 _SITECUSTOMIZE = """
-import ctypes, os, signal, threading, time
+import ctypes, errno, os, signal, threading, time
 
 opened = os.open
 
@@ -34,6 +37,23 @@ def open(path, *args, **kwargs):
 
 
 os.open = open
+unmounted, no_room = os.environ.get("UNMOUNTED"), os.environ.get("NO_ROOM")
+looked, linked = os.stat, os.link
+
+
+def stat(path, *args, **kwargs):
+    if unmounted and str(path).startswith(unmounted):
+        raise FileNotFoundError(errno.ENOENT, "not mounted", path)
+    return looked(path, *args, **kwargs)
+
+
+def link(source, target, *args, **kwargs):
+    if no_room and str(target).startswith(no_room):
+        raise OSError(errno.ENOSPC, "no room", target)
+    return linked(source, target, *args, **kwargs)
+
+
+os.stat, os.link = stat, link
 """
 
 
