@@ -205,7 +205,10 @@ def _find(results: Path | str, run_id: str | None) -> RunSeen:
 def _told(seen: RunSeen) -> list[str]:
     lines = [f"{seen.run_id}: {seen.state}, begun {seen.manifest['started_at']}"]
     if seen.live is not None:
-        return [*lines, _live_line(seen.live)]
+        lines.append(_live_line(seen.live))
+        if trouble := seen.live.get("trouble"):
+            lines.append(f"The manifest as it is now cannot be used: {trouble}")
+        return lines
     slides, cells = seen.manifest["slides"], seen.manifest["cells"]
     ended = ", ".join(
         f"{slides[status]:,} {status}"

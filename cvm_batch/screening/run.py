@@ -165,22 +165,29 @@ class _Run:
     def run(
         self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
     ) -> RunSummary:
-        self._begin()
+        watched = WatchedManifests(self._settings.inputs, self._listed, self._plan_further)
         live = LiveFiles(self._results, self._name)
+        self._begin()
 
         def tell(progress: Progress) -> None:
             report(progress)
             self._executor.told(progress, self._driver.commits.by_status)
             now = self._clock.now()
             since = self._driver.serving_since
-            live.tell(now, {**asdict(progress), "serving_since": since})
+            trouble = watched.trouble and printable(watched.trouble)
+            live.tell(now, {**asdict(progress), "serving_since": since, "trouble": trouble})
 
         def stop_wanted() -> bool:
             self._hold.check()
             return should_stop() or live.stop_wanted(self._clock.now())
 
+        def wishes() -> Sequence[Wish]:
+            asked = live.priorities_wanted(self._clock.now())
+            return [*starmap(Prioritise, asked), *watched.wishes()]
+
         try:
-            self._drive(tell, stop_wanted, live)
+            with closing(watched):
+                self._driver.drive(tell, stop_wanted, wishes)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -210,23 +217,8 @@ class _Run:
         self._write(replace(manifest, audit=self._audit))
         self._log("run started", manifest)
 
-    def _drive(
-        self,
-        tell: Callable[[Progress], None],
-        stop_wanted: Callable[[], bool],
-        live: LiveFiles,
-    ) -> None:
-        def plan_further(slides: Sequence[ListedSlide]) -> Plan:
-            return self._planner(slides).prioritised(self._settings.priorities)
-
-        watched = WatchedManifests(self._settings.inputs, self._listed, plan_further)
-
-        def wishes() -> Sequence[Wish]:
-            asked = live.priorities_wanted(self._clock.now())
-            return [*starmap(Prioritise, asked), *watched.wishes()]
-
-        with closing(watched):
-            self._driver.drive(tell, stop_wanted, wishes)
+    def _plan_further(self, slides: Sequence[ListedSlide]) -> Plan:
+        return self._planner(slides).prioritised(self._settings.priorities)
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved; whatever else goes wrong now, ``error`` is the cause."""
