@@ -23,6 +23,7 @@ message, so that an error survives pickling on its way from a replica to the dri
     ├── LostSightError          a run elsewhere, of which nothing was heard any more: exit code 1
     ├── RunAbortedError         the run could not go on: exit code 1
     │   ├── CommitError         a result could not be written
+    │   ├── ReplicaHangsError   a replica in this process hangs, and cannot be ended
     │   └── TakenOverError      another run has taken the results folder over
     └── SlideError              one slide failed; the others go on
         └── (one leaf per reason, below)
@@ -152,6 +153,10 @@ class RunAbortedError(CvmBatchError):
 
 class CommitError(RunAbortedError):
     """A result could not be written: the disk is full, or the folder is gone."""
+
+
+class ReplicaHangsError(RunAbortedError):
+    """A thread of this process does not come back: leave by os._exit, which waits for none."""
 
 
 class TakenOverError(RunAbortedError):

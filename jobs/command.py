@@ -24,10 +24,10 @@ import ray
 
 from cvm_batch.cli import cli
 from cvm_batch.cluster.ending import Ending
-from cvm_batch.cluster.visibility import Needs
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
+from cvm_batch.screening.visibility import Needs
 from nodes import check_nodes
 from telling import told
 

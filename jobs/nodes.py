@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cvm_batch.cluster.visibility import Needs, lacking_here, probe_arrived
 from cvm_batch.errors import ClusterError
+from cvm_batch.screening.visibility import Needs, lacking_here, probe_arrived
 
 #: A node may have to fetch what was shipped, and to load Python from a cold disk.
 _PATIENCE_SECONDS = 180.0

@@ -32,7 +32,6 @@ from cvm_batch.cli.notifying import notices_for
 from cvm_batch.cli.screening import for_the_log, print_summary, run_settings
 from cvm_batch.cli.submit import asked_by_arguments
 from cvm_batch.cluster.ending import Ending
-from cvm_batch.cluster.visibility import Needs
 from cvm_batch.errors import UsageError
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
@@ -40,6 +39,7 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.screening.run import bundle_everywhere
 from cvm_batch.screening.settings import Settings
+from cvm_batch.screening.visibility import Needs
 from nodes import check_nodes
 from telling import told
 

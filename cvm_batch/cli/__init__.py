@@ -10,13 +10,14 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 import cvm_batch
 from cvm_batch.cli.config import CONFIG_VARIABLE, Config
 from cvm_batch.cli.loading import LazyGroup
-from cvm_batch.errors import CvmBatchError, ExitCode
+from cvm_batch.errors import CvmBatchError, ExitCode, ReplicaHangsError
 from cvm_batch.texts import printable
 
 _COMMANDS = {
@@ -97,12 +98,20 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:  # a second Ctrl-C
         click.echo("Stopped.", err=True)
-        # Not sys.exit, which waits for threads: a decoder may hang in one of them.
-        os._exit(ExitCode.STOPPED)
+        _leave_at_once(ExitCode.STOPPED)
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE
     except CvmBatchError as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
         code = error.exit_code
+        if isinstance(error, ReplicaHangsError):
+            _leave_at_once(code)
     sys.exit(code)
+
+
+def _leave_at_once(code: ExitCode) -> NoReturn:
+    """Not by sys.exit, which waits for threads: a decoder may hang in one of them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -25,7 +25,7 @@ from cvm_batch.screening.plan import Plan
 from cvm_batch.screening.rows import RunContext, slide_row
 from cvm_batch.screening.summary import Progress
 from cvm_batch.screening.versions import versions
-from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
+from cvm_batch.screening.wishes import ListAnew, Prioritise, TakeFurther, Wish
 from cvm_batch.screening.work import ReplicaInfo, ReplicaSpec, SlideSource
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class Driver:
         self.replicas_lost: list[str] = []
         self.serving_since: float | None = None
         """When the first replica was ready."""
+        self.replica_seconds = 0.0
+        """Of all replicas together, while they served."""
         self._serving: set[int] = set()
         self._last_event = clock.now()
         self.dispatcher: Dispatcher | None = None
@@ -109,7 +111,7 @@ class Driver:
     def grant(self, wish: Wish) -> None:
         """Do what is wished, from now on."""
         match wish:
-            case Prioritise():
+            case Prioritise() | ListAnew():
                 self._prioritise(wish)
             case TakeFurther(further):
                 first = len(self.plan.slides)
@@ -118,13 +120,14 @@ class Driver:
                 if self.dispatcher is not None:
                     self._add_slides(self.dispatcher, first)
 
-    def _prioritise(self, wish: Prioritise) -> None:
+    def _prioritise(self, wish: Prioritise | ListAnew) -> None:
         slides = list(self.plan.slides)
         for number, slide in enumerate(slides):
-            if slide.priority != wish.priority and wish.fits(slide.slide_id):
-                slides[number] = replace(slide, priority=wish.priority)
+            priority = wish.of(slide.slide_id)
+            if priority is not None and priority != slide.priority:
+                slides[number] = replace(slide, priority=priority)
                 if self.dispatcher is not None:
-                    self.dispatcher.set_priority(number, wish.priority)
+                    self.dispatcher.set_priority(number, priority)
         self.plan = replace(self.plan, slides=tuple(slides))
 
     def _end_unopened(self, plan: Plan) -> None:
@@ -154,7 +157,9 @@ class Driver:
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:
-        now = self._last_event = self._clock.now()
+        now = self._clock.now()
+        self.replica_seconds += len(self._serving) * (now - self._last_event)
+        self._last_event = now
         ended: list[int] = []
         match event:
             case ReplicaReady(replica, info):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import queue
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, RunAbortedError
+from cvm_batch.errors import CvmBatchError, ReplicaHangsError, RunAbortedError
 from cvm_batch.screening.executor import Event, Hardware, LeaseDone, ReplicaReady, hardware_here
 from cvm_batch.screening.work import Lease, ReplicaSpec
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:  # a run that finds all done needs no PyTorch
     import torch
 
     from cvm_batch.screening.replica import Replica
+
+#: The batch that runs is waited for at the end; a decoder that hangs is not.
+_CLOSE_SECONDS = 15.0
 
 
 class LocalExecutor:
@@ -28,6 +34,7 @@ class LocalExecutor:
         self._replicas: dict[int, Replica] = {}
         # Threads are made as they are needed: two a replica.
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="lease")
+        self._hangs = False
         self._events: queue.Queue[Event | BaseException] = queue.Queue()
 
     def hardware(self) -> Hardware:
@@ -61,15 +68,22 @@ class LocalExecutor:
             return events
 
     def end(self, replica: int, detail: str) -> None:
-        raise RunAbortedError(
+        self._hangs = True
+        raise ReplicaHangsError(
             f"The replica in this process hangs: {detail}. What was committed stays; submit "
             "again to go on. With --executor ray a replica that hangs is replaced."
         )
 
     def close(self) -> None:
-        for replica in self._replicas.values():
-            replica.close()
-        self._pool.shutdown(cancel_futures=True)
+        """Threads that do not come back are left behind: only the process's end is theirs."""
+        closers = [replica.close for replica in list(self._replicas.values())]
+        closers.append(partial(self._pool.shutdown, cancel_futures=True))
+        threads = [Thread(target=closer, name="close", daemon=True) for closer in closers]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + (0 if self._hangs else _CLOSE_SECONDS)
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _start_replica(self, number: int, spec: ReplicaSpec, device: torch.device) -> None:
         from cvm_batch.screening.replica import Replica

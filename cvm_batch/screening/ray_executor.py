@@ -7,21 +7,28 @@ Replicas follow the cluster as it grows and shrinks: docs/decisions/0017.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import CvmBatchError, RunAbortedError, SentinelError
+from cvm_batch.errors import (
+    BundleError,
+    CommitError,
+    CvmBatchError,
+    ResultsError,
+    RunAbortedError,
+    SentinelError,
+)
 from cvm_batch.screening.executor import (
     Event,
     Hardware,
@@ -31,10 +38,12 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
     hardware_here,
 )
+from cvm_batch.screening.ray_actor import ReplicaActor
 from cvm_batch.screening.ray_cluster import Bids, RayCluster
 from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.shares import MAX_FAILED_STARTS, Fleet, Node, Share, Sizing
-from cvm_batch.screening.work import Lease, Loss, PartOutcome, ReplicaInfo, ReplicaSpec
+from cvm_batch.screening.visibility import Needs, probe_arrived
+from cvm_batch.screening.work import Lease, Loss, ReplicaSpec
 
 #: Leases that an actor works on at once, and one thread to say how far it is.
 _ACTOR_THREADS = 3
@@ -46,35 +55,26 @@ _LOOK_SECONDS = 5.0
 _BUSY_SECONDS = 60.0
 #: Nodes that are asked for at once.
 _MOST_BIDS = 8
-
-
-class ReplicaActor:
-    """A replica in a process of its own."""
-
-    def start(self, spec: ReplicaSpec, decode_on: DecodeOn) -> ReplicaInfo:
-        # PyTorch is loaded in the actor alone, not in the driver that names its class.
-        from cvm_batch.screening.replica import Replica
-
-        # Not in __init__: an error there would arrive as the actor's death, without its type.
-        open_slide = None
-        if decode_on is DecodeOn.CLUSTER:
-            from cvm_batch.screening.cluster_decoding import ClusterArchive
-
-            open_slide = partial(ClusterArchive, options=spec.opening)
-        self._replica = Replica(spec, open_slide=open_slide)
-        return self._replica.info()
-
-    def classify(self, lease: Lease) -> Sequence[PartOutcome]:
-        return self._replica.classify(lease)
-
-    def tiles_done(self) -> int:
-        return self._replica.tiles_done
+#: A replica that has had no room for so long goes where there is some.
+_PLACED_SECONDS = 30.0
+#: While replicas die and none answers a lease for so long, nothing is to be expected any more.
+_HOPE_SECONDS = 1800.0
+#: Errors that may be those of one node, which is not to end the night of all others.
+_OF_A_NODE = (BundleError, ResultsError, CommitError)
 
 
 class _Kind(Enum):
+    LOOK = auto()
     START = auto()
     LEASE = auto()
     PROGRESS = auto()
+
+
+class _Actor(NamedTuple):
+    handle: Any
+    share: Share
+    spec: ReplicaSpec
+    begun_at: float
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,12 @@ class RayExecutor:
         self._per_gpu = replicas_per_gpu
         self._decode_on = decode_on
         self._spec: ReplicaSpec | None = None
-        self._actors: dict[int, tuple[Any, Share]] = {}
+        self._needs: Needs | None = None
+        self._actors: dict[int, _Actor] = {}
+        self._placed: set[int] = set()
         self._serving: set[int] = set()
+        self._same_results: set[str] = set()
+        """Nodes of which it is known that they write to the driver's results folder."""
         self._calls: dict[Any, _Call] = {}
         self._lost_already: list[Event] = []
         self._next_replica = 0
@@ -116,9 +120,12 @@ class RayExecutor:
         # so this one is kept until all is over.
         self._starter = ThreadPoolExecutor(1, "start Ray")
         self._starting: Future[None] | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._began_at = 0.0
+        self._wanted_at = math.inf
+        """When a share is to be tried again, as far as that was before the next look."""
         self._bids = Bids()
         self._idle_at = 0.0
+        self._answered_at: float | None = None
 
     def hardware(self) -> Hardware:
         if self._cluster.address is None:
@@ -141,11 +148,18 @@ class RayExecutor:
             self._starting.result()
         self._cluster.connect()
         self._spec = spec
+        self._needs = Needs(
+            paths=spec.samples,
+            bundle=str(spec.bundle),
+            bundle_digest=spec.bundle_digest,
+            results=str(spec.results),
+            probe=spec.run.run_id,
+        )
+        self._looked_at = self._idle_at = self._began_at = time.monotonic()
         self._fill(self._cluster.nodes())
-        self._looked_at = self._idle_at = time.monotonic()
 
     def submit(self, replica: int, lease: Lease) -> None:
-        actor, _ = self._actors[replica]
+        actor = self._actors[replica].handle
         self._calls[actor.classify.remote(lease)] = _Call(replica, _Kind.LEASE, lease.number)
 
     def wait(self, timeout: float) -> list[Event]:
@@ -162,7 +176,8 @@ class RayExecutor:
             time.sleep(timeout)
         answered, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.
-        return events + [self._event(ref) for ref in answered if ref in self._calls]
+        found = [self._event(ref) for ref in answered if ref in self._calls]
+        return events + [event for event in found if event is not None]
 
     def end(self, replica: int, detail: str) -> None:
         self._lost_already.append(self._lost(_Call(replica, _Kind.LEASE), detail, Loss.HUNG))
@@ -179,10 +194,26 @@ class RayExecutor:
         """Start replicas wherever one is missing."""
         on_cluster = self._decode_on is DecodeOn.CLUSTER
         readers = self._fleet.sizing.readers(nodes) if on_cluster else None
-        for share in self._fleet.missing(nodes, {share for _, share in self._actors.values()}):
-            self._start_replica(share, readers)
+        now = time.monotonic()
+        for share in self._fleet.missing(nodes, self._taken(), now):
+            self._start_replica(share, readers, now)
 
-    def _start_replica(self, share: Share, readers: int | None) -> None:
+    def _taken(self) -> dict[Share, int]:
+        return {actor.share: replica for replica, actor in self._actors.items()}
+
+    def _move_those_without_room(self, nodes: Sequence[Node]) -> None:
+        """An actor waits for its own node, also when another has joined meanwhile."""
+        now = time.monotonic()
+        waiting = [
+            actor.share
+            for replica, actor in self._actors.items()
+            if replica not in self._placed and now - actor.begun_at > _PLACED_SECONDS
+        ]
+        taken = self._taken()
+        for share in self._fleet.misplaced(nodes, taken, waiting, now):
+            self._remove(taken[share])
+
+    def _start_replica(self, share: Share, readers: int | None, now: float) -> None:
         assert self._spec is not None
         actor = (
             ray.remote(ReplicaActor)
@@ -198,23 +229,24 @@ class RayExecutor:
         )
         number = self._next_replica
         self._next_replica += 1
-        self._actors[number] = (actor, share)
         spec = replace(self._spec, threads=share.threads, readers=readers)
-        self._calls[actor.start.remote(spec, self._decode_on)] = _Call(number, _Kind.START)
+        self._actors[number] = _Actor(actor, share, spec, now)
+        self._calls[actor.look.remote(self._needs, share.node)] = _Call(number, _Kind.LOOK)
 
     def _follow_the_cluster(self) -> None:
         """Replicas on nodes that have joined, none on nodes that have left."""
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_SECONDS:
+        if now - self._looked_at < _LOOK_SECONDS and now < self._wanted_at:
             return
-        self._looked_at = now
+        self._looked_at, self._wanted_at = now, math.inf
         nodes = self._cluster.nodes()
         names = {node.name for node in nodes}
-        for replica, (_, share) in list(self._actors.items()):
-            if share.node not in names:
+        for replica, actor in list(self._actors.items()):
+            if actor.share.node not in names:
                 self._remove(replica)
                 event = ReplicaLost(replica, "its node has left the cluster", Loss.PREEMPTED)
                 self._lost_already.append(event)
+        self._move_those_without_room(nodes)
         self._fill(nodes)
         if self._cluster.address is not None and self._wanted is None:
             self._ask_for_nodes(now)
@@ -239,10 +271,10 @@ class RayExecutor:
         self._asked_at = now
         asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
         for replica in self._busy() - asked:
-            actor, _ = self._actors[replica]
+            actor = self._actors[replica].handle
             self._calls[actor.tiles_done.remote()] = _Call(replica, _Kind.PROGRESS)
 
-    def _event(self, ref: Any) -> Event:
+    def _event(self, ref: Any) -> Event | None:
         call = self._calls.pop(ref)
         try:
             answer = ray.get(ref)
@@ -250,53 +282,116 @@ class RayExecutor:
             return self._failed(call, error)
         except RayError as error:
             return self._lost(call, str(error), self._how_lost(call, error))
-        if call.kind is _Kind.LEASE:
-            return LeaseDone(call.replica, call.lease, answer)
-        if call.kind is _Kind.PROGRESS:
-            return ReplicaProgress(call.replica, answer)
+        match call.kind:
+            case _Kind.LOOK:
+                return self._looked(call, answer)
+            case _Kind.LEASE:
+                self._fleet.answered(self._share_of(call))
+                self._answered_at = time.monotonic()
+                return LeaseDone(call.replica, call.lease, answer)
+            case _Kind.PROGRESS:
+                return ReplicaProgress(call.replica, answer)
         self._serving.add(call.replica)
-        _, share = self._actors[call.replica]
-        self._fleet.started(share)
+        self._fleet.started(self._share_of(call))
         return ReplicaReady(call.replica, answer)
+
+    def _share_of(self, call: _Call) -> Share:
+        return self._actors[call.replica].share
+
+    def _looked(self, call: _Call, lacking: Sequence[str]) -> Event | None:
+        """The actor has its place: let its replica start there, if the node sees what it must."""
+        self._placed.add(call.replica)
+        actor = self._actors[call.replica]
+        node = actor.share.node
+        assert self._needs is not None
+        if not lacking and node not in self._same_results:
+            if not probe_arrived(self._needs, node):
+                lacking = [f"another folder at {self._needs.results}: what it writes is not here"]
+            else:
+                self._same_results.add(node)
+        if lacking:
+            return self._unfit(call, lacking)
+        started = actor.handle.start.remote(actor.spec, self._decode_on)
+        self._calls[started] = _Call(call.replica, _Kind.START)
+        return None
+
+    def _unfit(self, call: _Call, lacking: Sequence[str]) -> ReplicaLost:
+        """A node that does not see what the driver sees: it may later."""
+        assert self._needs is not None
+        self._same_results.discard(self._share_of(call).node)
+        seen = self._needs.seen_here()
+        gone = {f"no {path}" for path in {*self._needs.paths} - {*seen.paths}}
+        self._needs = seen
+        if gone.issuperset(lacking):
+            self._remove(call.replica)
+            self._fill(self._cluster.nodes())
+            return ReplicaLost(call.replica, f"{'; '.join(lacking)}, nor here", Loss.PREEMPTED)
+        return self._lost(call, f"on its node: {'; '.join(lacking)}")
 
     def _how_lost(self, call: _Call, error: RayError) -> Loss:
         """Nothing that a replica held is to blame for the end of its node."""
-        _, share = self._actors[call.replica]
         preempted = isinstance(error, RayActorError) and error.preempted
-        return Loss.PREEMPTED if preempted or self._cluster.lost(share.node) else Loss.DIED
+        gone = preempted or self._cluster.lost(self._share_of(call).node)
+        return Loss.PREEMPTED if gone else Loss.DIED
 
     def _failed(self, call: _Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""
         cause = error.cause
+        share = self._share_of(call)
         if isinstance(cause, SentinelError) and len(self._actors) > 1:
             # This device computes wrongly; the others go on without it.
-            self._fleet.leave_alone(self._remove(call.replica))
+            self._fleet.leave_alone(share)
+            self._remove(call.replica)
             return ReplicaLost(call.replica, str(cause))
+        if isinstance(cause, _OF_A_NODE) and self._goes_on_without(share.node, cause):
+            self._same_results.discard(share.node)
+            # What it held is not to blame, and goes to others.
+            return replace(self._lost(call, str(cause)), loss=Loss.PREEMPTED)
         if isinstance(cause, CvmBatchError):
             raise cause from None
         # The device or the process is not to be trusted any more.
         return self._lost(call, repr(cause))
 
+    def _goes_on_without(self, node: str, error: CvmBatchError) -> bool:
+        """Whether another node has replicas, and none has had the same error lately."""
+        alone = self._fleet.alone_with(type(error).__name__, node, time.monotonic())
+        return alone and any(actor.share.node != node for actor in self._actors.values())
+
     def _lost(self, call: _Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
-        """Put another replica in the place of a dead one, unless its node died with it."""
+        """Put another replica in the place of a dead one, at once or after a while, unless its
+        node died with it."""
+        served = call.replica in self._serving
         share = self._remove(call.replica)
-        never_served = call.kind is _Kind.START and loss is not Loss.PREEMPTED
-        if never_served:
-            self._fleet.failed(share)
-        self._fill(self._cluster.nodes())
-        if never_served and not self._actors:
-            raise RunAbortedError(
-                f"{MAX_FAILED_STARTS} replicas in a row died before they could serve; the "
-                f"last one: {detail}. Check the nodes' memory and drivers, then submit again."
-            )
+        nodes = self._cluster.nodes()
+        if loss is not Loss.PREEMPTED:
+            again = self._fleet.lost(share, time.monotonic(), served=served)
+            self._wanted_at = min(self._wanted_at, again)
+            self._check_hope(nodes, detail)
+        self._fill(nodes)
         return ReplicaLost(call.replica, detail, loss)
 
+    def _check_hope(self, nodes: Sequence[Node], detail: str) -> None:
+        """Raise RunAbortedError where trying on would only keep the results folder."""
+        if self._answered_at is None and not self._actors and self._fleet.hopeless(nodes):
+            raise RunAbortedError(
+                f"{MAX_FAILED_STARTS} replicas in a row were lost before they could serve; the "
+                f"last one: {detail}. Check the nodes' memory, drivers and mounts, then submit "
+                "again."
+            )
+        silent = time.monotonic() - (self._answered_at or self._began_at)
+        if not self._serving and silent > _HOPE_SECONDS:
+            raise RunAbortedError(
+                f"Replicas die, and none has answered for {silent / 60:.0f} minutes; the last "
+                f"one: {detail}. Check the nodes' memory, drivers and mounts, then submit again."
+            )
+
     def _remove(self, replica: int) -> Share:
-        actor, share = self._actors.pop(replica)
+        actor = self._actors.pop(replica)
         self._serving.discard(replica)
-        ray.kill(actor)
+        self._placed.discard(replica)
+        ray.kill(actor.handle)
         self._calls = {ref: call for ref, call in self._calls.items() if call.replica != replica}
-        return share
+        return actor.share
 
 
 def _this_machine() -> Node:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cvm_batch.archives.places.files import printable
+from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import (
     CommitError,
@@ -24,11 +24,10 @@ from cvm_batch.errors import (
     RunAbortedError,
     TakenOverError,
 )
-from cvm_batch.isolation import Done, run_isolated
 from cvm_batch.jobfiles import SHIPPED_BUNDLE
 from cvm_batch.logs import log_event
-from cvm_batch.model.backends.choosing import Work, choose_backend
-from cvm_batch.model.bundle import Bundle, BundleSpec
+from cvm_batch.model.backends.choosing import choose_backend
+from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import choose_precision
 from cvm_batch.model.registry import find_bundle
 from cvm_batch.notices.sending import Notices
@@ -45,17 +44,17 @@ from cvm_batch.results.slides import History
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
-from cvm_batch.screening.executor import Executor, Hardware
+from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.metrics import Meter, Metered, NoMeter
 from cvm_batch.screening.plan import Plan, make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
+from cvm_batch.screening.visibility import samples_of
 from cvm_batch.screening.wishes import Prioritise, WatchedManifests, Wish
 from cvm_batch.screening.work import ReplicaSpec
+from cvm_batch.screening.workload import workload
 
 _LOG = logging.getLogger(__name__)
-#: Loading PyTorch from a cold disk may take long, but not for ever.
-_COUNTING_SECONDS = 600.0
 
 
 def run(
@@ -80,9 +79,24 @@ def run(
     executor, meter = (executor, NoMeter()) if executor else _executor(settings)
     metered = Metered(executor, meter)
     name = RunName.new(datetime.now(UTC))
+    live = LiveFiles(results, name)
     with exclusive(results, name) as hold, closing(metered):
-        made = _Run(settings, bundle, results, hold, name, metered, notices or Notices(), at_end)
-        return made.run(report, should_stop)
+        try:
+            made = _Run(
+                settings,
+                bundle,
+                results,
+                hold,
+                live,
+                should_stop,
+                name,
+                metered,
+                notices or Notices(),
+                at_end,
+            )
+            return made.run(report)
+        finally:
+            live.remove()
 
 
 def _executor(settings: Settings) -> tuple[Executor, Meter]:
@@ -109,6 +123,8 @@ class _Run:
         bundle: Bundle,
         results: ResultsFolder,
         hold: Hold,
+        live: LiveFiles,
+        should_stop: Callable[[], bool],
         name: RunName,
         executor: Metered,
         notices: Notices,
@@ -120,11 +136,14 @@ class _Run:
         self._bundle = bundle
         self._results = results
         self._hold = hold
+        self._live = live
+        self._should_stop = should_stop
         self._name = name
         self._executor = executor
         self._notices = notices
         self._at_end = at_end
         self._audit: Mapping[str, Any] | None = None
+        self._planning_stops()  # which tells of the run, before nodes are asked and files listed
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
         self._planner = partial(
@@ -135,10 +154,12 @@ class _Run:
             options=settings.opening(bundle.spec),
             retry=settings.retry,
         )
-        planner = partial(self._planner, work_waits=executor.prepare)
-        plan = make_plan(settings.inputs, planner)
+        planner = partial(
+            self._planner, work_waits=executor.prepare, should_stop=self._planning_stops
+        )
+        self._listed = make_plan(settings.inputs, planner)
         self._planned = self._ended = self._clock.now()
-        work = _work(plan, bundle.spec, hardware)
+        work = workload(self._listed.tiles, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
         spec = ReplicaSpec(
             bundle=bundle_everywhere(settings.model, bundle),
@@ -149,10 +170,11 @@ class _Run:
             results=results.everywhere,
             run=self._name,
             opening=settings.opening(bundle.spec),
+            samples=samples_of(slide.address.uri for slide in self._listed.slides),
         )
         commits = Commits(results, self._name, self._clock.now())
         self._driver = Driver(
-            plan,
+            self._listed.prioritised(settings.priorities),
             bundle,
             spec,
             executor,
@@ -161,28 +183,37 @@ class _Run:
             until=settings.until,
             patience=settings.patience_seconds,
         )
-        for pattern, priority in settings.priorities:
-            self._driver.grant(Prioritise(pattern, priority))
 
-    def run(
-        self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
-    ) -> RunSummary:
+    def _planning_stops(self) -> bool:
+        """Tell that the run plans; whether it is to stop."""
+        now = self._clock.now()
+        self._live.tell(now, {"planning_since": self._began})
+        too_late = self._settings.until is not None and now >= self._settings.until
+        return too_late or self._stop_wanted()
+
+    def _stop_wanted(self) -> bool:
+        self._hold.check()
+        return self._should_stop() or self._live.stop_wanted(self._clock.now())
+
+    def run(self, report: Callable[[Progress], None]) -> RunSummary:
+        watched = WatchedManifests(self._settings.inputs, self._listed, self._plan_further)
         self._begin()
-        live = LiveFiles(self._results, self._name)
 
         def tell(progress: Progress) -> None:
             report(progress)
             self._executor.told(progress, self._driver.commits.by_status)
             now = self._clock.now()
             since = self._driver.serving_since
-            live.tell(now, {**asdict(progress), "serving_since": since})
+            trouble = watched.trouble and printable(watched.trouble)
+            self._live.tell(now, {**asdict(progress), "serving_since": since, "trouble": trouble})
 
-        def stop_wanted() -> bool:
-            self._hold.check()
-            return should_stop() or live.stop_wanted(self._clock.now())
+        def wishes() -> Sequence[Wish]:
+            asked = self._live.priorities_wanted(self._clock.now())
+            return [*starmap(Prioritise, asked), *watched.wishes()]
 
         try:
-            self._drive(tell, stop_wanted, live)
+            with closing(watched):
+                self._driver.drive(tell, self._stop_wanted, wishes)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -198,8 +229,6 @@ class _Run:
             if isinstance(error, CommitError | TakenOverError):
                 self._hold.check(now=True)  # where another run took over, says which one
             raise
-        finally:
-            live.remove()
         self._log("run ended", manifest)
         self._notify(manifest)
         self._at_end(self._name.run_id)
@@ -212,27 +241,13 @@ class _Run:
         self._write(replace(manifest, audit=self._audit))
         self._log("run started", manifest)
 
-    def _drive(
-        self,
-        tell: Callable[[Progress], None],
-        stop_wanted: Callable[[], bool],
-        live: LiveFiles,
-    ) -> None:
-        watched = WatchedManifests(self._settings.inputs, self._driver.plan, self._planner)
-
-        def wishes() -> Sequence[Wish]:
-            asked = live.priorities_wanted(self._clock.now())
-            return [*starmap(Prioritise, asked), *watched.wishes()]
-
-        with closing(watched):
-            self._driver.drive(tell, stop_wanted, wishes)
+    def _plan_further(self, slides: Sequence[ListedSlide]) -> Plan:
+        return self._planner(slides).prioritised(self._settings.priorities)
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved; whatever else goes wrong now, ``error`` is the cause."""
         stopped = isinstance(error, KeyboardInterrupt)
         code = error.exit_code if isinstance(error, CvmBatchError) else ExitCode.ABORTED
-        with suppress(Exception):
-            self._executor.close()
         with suppress(Exception):
             self._driver.commits.flush()
         with suppress(Exception):
@@ -246,6 +261,8 @@ class _Run:
             with suppress(Exception):
                 self._write(manifest)
             self._log("run ended", manifest)
+            with suppress(Exception):  # last of what must be: it may be a replica that hangs
+                self._executor.close()
             if not stopped:  # whoever stops it at once sits before it
                 self._notify(manifest)
                 self._at_end(self._name.run_id)
@@ -328,6 +345,7 @@ class _Run:
         if summary is not None:
             seconds["starting"] = summary.seconds_starting
             seconds["classifying"] = summary.seconds_classifying
+            seconds["serving"] = self._driver.replica_seconds
         spec = self._bundle.spec.to_json()
         del spec["provenance"]  # long, and the digest stands for it
         return RunManifest(
@@ -366,28 +384,6 @@ class _Run:
 def bundle_everywhere(model: str, bundle: Bundle) -> Path:
     """A bundle's folder, as replicas find it on their nodes."""
     return Path(SHIPPED_BUNDLE) if model == SHIPPED_BUNDLE else bundle.path
-
-
-def _work(plan: Plan, spec: BundleSpec, hardware: Hardware) -> Work:
-    return Work(
-        tiles=plan.tiles,
-        gflop=partial(_tile_gflop, spec),
-        device_type=hardware.device_type,
-        processors=hardware.processors,
-    )
-
-
-def _tile_gflop(spec: BundleSpec) -> float:
-    """Counted in another process, unless PyTorch is loaded here already: the driver lives all
-    night, and needs none."""
-    if "torch" in sys.modules:
-        return spec.tile_gflop()
-    outcomes = run_isolated(BundleSpec.tile_gflop, [spec], jobs=1, timeout=_COUNTING_SECONDS)
-    with closing(outcomes):
-        (outcome,) = outcomes
-    if not isinstance(outcome, Done):
-        raise outcome.error
-    return outcome.result
 
 
 def _iso(seconds: float) -> str:

@@ -7,15 +7,24 @@ computes on GPUs or on CPUs, and never on both. Nodes that join later are cut th
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cvm_batch.errors import UsageError
 from cvm_batch.screening.executor import Hardware
 
-#: Replicas in a row that may die on one share before they serve; then it is left alone.
+#: Replicas in a row that may die on one share before they serve; a run whose shares are all like
+#: that has no hope.
 MAX_FAILED_STARTS = 3
+#: Seconds until a share is tried again after the second replica that was lost on it in a row;
+#: twice as long after each further one. The first is replaced at once: a slide may have killed it.
+_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 2.0, 300.0
+#: Leases that a replica answers before its share counts as sound again: a sick GPU may pass the
+#: sentinels, and die over the first real work.
+_SOUND_AFTER_LEASES = 8
+#: Within so long, one error of two nodes is not the nodes' but the run's. Longer than a backoff.
+_TOGETHER_SECONDS = 900.0
 #: Ray counts resources in ten-thousandths.
 _PRECISION = 10_000
 #: Blocks that one replica has read elsewhere at once: enough to hide the way there, and no
@@ -148,47 +157,118 @@ class Sizing:
             yield Share(node.name, place, gpus, cpus, threads)
 
 
+@dataclass
+class _Record:
+    """What became of the replicas on one share."""
+
+    lost: int = 0
+    """In a row, since it was last sound."""
+    failed_starts: int = 0
+    """Those of them that died before they served, since one did."""
+    answered: int = 0
+    """Leases, by the replica that serves now."""
+    not_before: float = 0.0
+
+
 class Fleet:
-    """Which shares want a replica: all but those that are taken or have proved no good."""
+    """Which shares want a replica: all but those that are taken, wait out a loss or have proved
+    no good. The caller brings the time, in seconds of any clock that goes forward."""
 
     def __init__(self, sizing: Sizing, nodes: Sequence[Node]) -> None:
         self.sizing = sizing
         self.like = max(sizing.shares(nodes), key=lambda share: share.cpus)
         """What to ask a cluster for that should grow."""
-        self._failures: Counter[Share] = Counter()
+        self._records: defaultdict[Share, _Record] = defaultdict(_Record)
+        self._left_alone: set[Share] = set()
+        self._troubled: dict[tuple[str, str], float] = {}
 
-    def missing(self, nodes: Sequence[Node], taken: Collection[Share]) -> list[Share]:
-        """Shares to start replicas on, those with room at this moment first."""
+    def missing(self, nodes: Sequence[Node], taken: Collection[Share], now: float) -> list[Share]:
+        """Shares to start replicas on now, those with room at this moment first."""
+        candidates = self._candidates(nodes, taken, now)
+        if self.sizing.wanted is None:
+            return candidates
+        at_once, later = _by_room(nodes, candidates)
+        return [*at_once, *later][: max(0, self.sizing.wanted - len(taken))]
+
+    def misplaced(
+        self, nodes: Sequence[Node], taken: Collection[Share], waiting: Sequence[Share], now: float
+    ) -> list[Share]:
+        """Of the taken shares on which replicas are ``waiting`` for room, those that are better
+        given up, since another share has room now; where all shares are wanted, none."""
+        if self.sizing.wanted is None:
+            return []
+        at_once, _ = _by_room(nodes, self._candidates(nodes, taken, now))
+        return list(waiting[: len(at_once)])
+
+    def _candidates(
+        self, nodes: Sequence[Node], taken: Collection[Share], now: float
+    ) -> list[Share]:
         candidates = [
             share
             for share in self.sizing.shares(nodes)
-            if share not in taken and self._failures[share] < MAX_FAILED_STARTS
+            if share not in taken
+            and share not in self._left_alone
+            and now >= self._records[share].not_before
         ]
-        candidates.sort(key=lambda share: self._failures[share])
-        if self.sizing.wanted is None:
-            return candidates
-        cpus = {node.name: node.free_cpus for node in nodes}
-        gpus = {node.name: node.free_gpus for node in nodes}
-        at_once: list[Share] = []
-        later: list[Share] = []
-        for share in candidates:
-            cpus[share.node] -= share.cpus
-            gpus[share.node] -= share.gpus
-            fits = min(cpus[share.node], gpus[share.node]) >= 0
-            (at_once if fits else later).append(share)
-        return [*at_once, *later][: max(0, self.sizing.wanted - len(taken))]
+        return sorted(candidates, key=lambda share: self._records[share].lost)
 
     def started(self, share: Share) -> None:
         """A replica serves on it."""
-        del self._failures[share]
+        record = self._records[share]
+        record.failed_starts = record.answered = 0
 
-    def failed(self, share: Share) -> None:
-        """A replica died on it before it served."""
-        self._failures[share] += 1
+    def answered(self, share: Share) -> None:
+        """Its replica has answered a lease."""
+        record = self._records[share]
+        record.answered += 1
+        if record.answered >= _SOUND_AFTER_LEASES:
+            record.lost = 0
+
+    def lost(self, share: Share, now: float, *, served: bool) -> float:
+        """A replica died on it, and not with its node; return when it is tried again."""
+        record = self._records[share]
+        record.lost += 1
+        record.failed_starts += not served
+        if record.lost > 1:
+            backoff = _BACKOFF_SECONDS * 2.0 ** min(record.lost - 2, 32)
+            record.not_before = now + min(backoff, _LONGEST_BACKOFF_SECONDS)
+        return record.not_before
 
     def leave_alone(self, share: Share) -> None:
         """No further replica is started on it."""
-        self._failures[share] = MAX_FAILED_STARTS
+        self._left_alone.add(share)
+
+    def hopeless(self, nodes: Sequence[Node]) -> bool:
+        """Whether on every share replicas die before they serve."""
+        shares = self.sizing.shares(nodes)
+        return bool(shares) and all(
+            share in self._left_alone or self._records[share].failed_starts >= MAX_FAILED_STARTS
+            for share in shares
+        )
+
+    def alone_with(self, trouble: str, node: str, now: float) -> bool:
+        """Note an error that may be a node's own; False where another has had it lately too."""
+        others = [
+            at
+            for (what, other), at in self._troubled.items()
+            if what == trouble and other != node and now - at < _TOGETHER_SECONDS
+        ]
+        self._troubled[trouble, node] = now
+        return not others
+
+
+def _by_room(nodes: Sequence[Node], shares: Sequence[Share]) -> tuple[list[Share], list[Share]]:
+    """Shares that fit into what nobody holds at this moment, and the others."""
+    cpus = {node.name: node.free_cpus for node in nodes}
+    gpus = {node.name: node.free_gpus for node in nodes}
+    at_once: list[Share] = []
+    later: list[Share] = []
+    for share in shares:
+        cpus[share.node] -= share.cpus
+        gpus[share.node] -= share.gpus
+        fits = min(cpus[share.node], gpus[share.node]) >= 0
+        (at_once if fits else later).append(share)
+    return at_once, later
 
 
 def _floor(resources: float) -> float:

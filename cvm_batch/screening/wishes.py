@@ -6,21 +6,22 @@ again whenever it has changed. A row that is new there is a slide more.
 
 from __future__ import annotations
 
-import glob
+import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from cvm_batch.archives.discovery import is_manifest, read_manifest
 from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.places.place import Place, place_of
 from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.errors import CvmBatchError
-from cvm_batch.screening.plan import Plan
+from cvm_batch.logs import log_event
+from cvm_batch.screening.plan import Plan, fits
 
+_LOG = logging.getLogger(__name__)
 _LOOK_EVERY_SECONDS = 5.0
 
 
@@ -31,8 +32,20 @@ class Prioritise:
     pattern: str
     priority: int
 
-    def fits(self, slide_id: str) -> bool:
-        return slide_id == self.pattern or fnmatchcase(slide_id, self.pattern)
+    def of(self, slide_id: str) -> int | None:
+        """What that slide gets; None where it is not meant."""
+        return self.priority if fits(self.pattern, slide_id) else None
+
+
+@dataclass(frozen=True)
+class ListAnew:
+    """Rows of a manifest whose priorities have changed, by slide_id: one wish, since a night
+    may have them by the thousand."""
+
+    priorities: Mapping[str, int]
+
+    def of(self, slide_id: str) -> int | None:
+        return self.priorities.get(slide_id)
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class TakeFurther:
     plan: Plan
 
 
-Wish = Prioritise | TakeFurther
+Wish = Prioritise | ListAnew | TakeFurther
 
 
 class WatchedManifests:
@@ -55,7 +68,8 @@ class WatchedManifests:
         plan: Plan,
         plan_further: Callable[[Sequence[ListedSlide]], Plan],
     ) -> None:
-        """``plan``: what the run knows already."""
+        """``plan``: what the run knows already, with priorities as they are listed: what else
+        was asked of the run stands until a row changes."""
         self._plan_further = plan_further
         self._wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
         self._priorities: dict[str, int | None] = {
@@ -67,6 +81,9 @@ class WatchedManifests:
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
         }
+        self.trouble: str | None = None
+        """Why a manifest could not be looked at just now; until it can."""
+        self._told: dict[Place, tuple[FileStamp | None, str]] = {}
         self._closed = threading.Event()
         if self._seen:
             threading.Thread(target=self._watch, name="manifests", daemon=True).start()
@@ -84,22 +101,36 @@ class WatchedManifests:
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_SECONDS):
-            for place in list(self._seen):
-                # Half written, or out of reach for a moment: the next look may find it whole.
-                with suppress(CvmBatchError):
-                    self._look(place)
+            troubles = [self._try(place) for place in list(self._seen)]
+            self.trouble = next(filter(None, troubles), None)
 
-    def _look(self, place: Place) -> None:
-        stamp = place.stamp()
-        if stamp is None or stamp == self._seen[place]:
-            return
+    def _try(self, place: Place) -> str | None:
+        """Look at a manifest; what is wrong where it cannot be used."""
+        stamp = None
+        try:
+            stamp = place.stamp()
+            if stamp is not None and stamp != self._seen[place]:
+                self._look(place, stamp)
+        # Half written, or out of reach for a moment: the next look may find it whole. Whatever
+        # else it is must not end this thread, which nobody would miss.
+        except Exception as error:
+            trouble = str(error) if isinstance(error, CvmBatchError) else repr(error)
+            if self._told.get(place) != (stamp, trouble):  # once, not every few seconds
+                self._told[place] = (stamp, trouble)
+                log_event(_LOG, "manifest not used", manifest=str(place), detail=trouble)
+            return trouble
+        return None
+
+    def _look(self, place: Place, stamp: FileStamp) -> None:
         listed = read_manifest(place)
         further = [slide for slide in listed if slide.slide_id not in self._priorities]
         if further:
             self._wishes.put(TakeFurther(self._plan_further(further)))
+        changed: dict[str, int] = {}
         for slide in listed:
             before = self._priorities.setdefault(slide.slide_id, slide.priority)
             if before not in (None, slide.priority):
-                self._wishes.put(Prioritise(glob.escape(slide.slide_id), slide.priority))
-                self._priorities[slide.slide_id] = slide.priority
+                self._priorities[slide.slide_id] = changed[slide.slide_id] = slide.priority
+        if changed:
+            self._wishes.put(ListAnew(changed))
         self._seen[place] = stamp

@@ -161,6 +161,8 @@ class ReplicaSpec:
     opening: OpenOptions = field(default_factory=OpenOptions)
     threads: int = field(default_factory=usable_cpus)
     """CPU threads for the model and, as many again, for decoding; the executor's to set."""
+    samples: tuple[str, ...] = ()
+    """Slides that a node must see before a replica serves on it."""
     readers: int | None = None
     """Blocks that are read at once; None: one in each thread."""
 

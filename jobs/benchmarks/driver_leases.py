@@ -37,7 +37,7 @@ def lease_figures(folder: Path, replicas: Sequence[int], leases: int) -> dict[st
     """Of so many leases, by the number of replicas; then of `ray.wait` by that of answers."""
     ray.cloudpickle.register_pickle_by_value(benchmarks.echo)
     # Echoes in the place of real replicas; all else is as in a run.
-    ray_executor.ReplicaActor = EchoReplica  # type: ignore[misc, assignment]
+    ray_executor.ReplicaActor = EchoReplica  # type: ignore[assignment, attr-defined]
     figures: dict[str, Any] = {}
     for count in replicas:
         with _ray(count):

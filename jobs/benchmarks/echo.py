@@ -11,9 +11,11 @@ from typing import TypeVar
 
 from cvm_batch.archives.archive import Integrity
 from cvm_batch.model.classes import CVM_CERVIX_CLASSES
+from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import lease_file
 from cvm_batch.screening.executor import Event, Hardware, LeaseDone, ReplicaReady
 from cvm_batch.screening.settings import DecodeOn
+from cvm_batch.screening.visibility import Needs
 from cvm_batch.screening.work import TOP_CELLS, Lease, Part, PartOutcome, ReplicaInfo, ReplicaSpec
 
 T = TypeVar("T")
@@ -24,6 +26,10 @@ _BATCH = 8
 
 class EchoReplica:
     """Stands in for `ReplicaActor`: the same calls, and outcomes of the same size."""
+
+    def look(self, needs: Needs, node: str) -> list[str]:
+        ResultsFolder(needs.results).replace(needs.probe_of(node), node.encode())
+        return []
 
     def start(self, spec: ReplicaSpec, decode_on: DecodeOn = DecodeOn.REPLICA) -> ReplicaInfo:
         self._spec = spec

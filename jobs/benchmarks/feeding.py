@@ -26,7 +26,7 @@ from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.engine import Classified
 from cvm_batch.model.precision import Precision
 from cvm_batch.screening import ray_executor, replica
-from cvm_batch.screening.ray_executor import ReplicaActor
+from cvm_batch.screening.ray_actor import ReplicaActor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.work import ReplicaInfo, ReplicaSpec

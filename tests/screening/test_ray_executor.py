@@ -20,7 +20,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file, save_file
 
-from cvm_batch.errors import ExitCode, SentinelError, UsageError
+from cvm_batch.errors import ExitCode, RunAbortedError, SentinelError, UsageError
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
 from cvm_batch.model.precision import Precision
@@ -33,6 +33,7 @@ from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
 from cvm_batch.screening.work import Loss, ReplicaSpec
 from tests.archives import making
+from tests.faults.killers import arm
 from tests.screening.test_run import (
     by_slide,
     comparable,
@@ -181,6 +182,45 @@ def test_a_lost_node_costs_nothing_but_time(
     assert summary.exit_code is ExitCode.COMPLETE
     assert executor.losses == [Loss.PREEMPTED], "no slide is to be charged, nor a start to be tried"
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_nodes_that_lack_a_share_cost_nothing_but_themselves(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one the slides are not mounted, on another the results folder takes no cells."""
+    arm(tmp_path / "armed", monkeypatch)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    executor = Watched(address=cluster.address)
+    many_slides(settings.inputs[0], 100)
+    try:
+        cluster.add_node(num_cpus=1, env_vars={"UNMOUNTED": settings.inputs[0]})
+        cluster.add_node(num_cpus=1, env_vars={"NO_ROOM": str(settings.out / "cells")})
+        summary = run_on(executor, settings)
+    finally:
+        cluster.shutdown()
+    assert summary.exit_code is ExitCode.COMPLETE
+    told = " ".join(manifest(settings)["replicas_lost"])
+    assert f"on its node: no {settings.inputs[0]}/000.zip" in told
+    assert "could not be committed" in told
+    assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
+
+
+def test_a_run_that_sees_its_slides_on_no_node_ends_soon(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm(tmp_path / "armed", monkeypatch)
+    cluster = Cluster()
+    try:
+        cluster.add_node(
+            num_cpus=1, include_dashboard=False, env_vars={"UNMOUNTED": settings.inputs[0]}
+        )
+        with pytest.raises(RunAbortedError, match=r"before they could serve.*on its node: no /"):
+            run_on(RayExecutor(address=cluster.address), settings)
+    finally:
+        cluster.shutdown()
+    assert manifest(settings)["state"] == "aborted"
 
 
 def test_a_cluster_that_grows_by_itself_is_asked_for_nodes(

@@ -104,52 +104,112 @@ def names(shares: list[Share]) -> list[str]:
 def test_nodes_that_join_are_used_and_those_that_left_forgotten() -> None:
     a, b, c = (node(4, 1, name=name) for name in "abc")
     following = fleet([a, b])
-    taken = set(following.missing([a, b], ()))
-    assert following.missing([a, b], taken) == []
-    assert names(following.missing([a, c], taken)) == ["c"]
-    assert following.missing([a], {share for share in taken if share.node == "a"}) == []
+    taken = set(following.missing([a, b], (), 0))
+    assert following.missing([a, b], taken, 0) == []
+    assert names(following.missing([a, c], taken, 0)) == ["c"]
+    assert following.missing([a], {share for share in taken if share.node == "a"}, 0) == []
 
 
 def test_a_run_on_gpus_takes_no_node_without() -> None:
     a = node(4, 1, name="a")
     following = fleet([a])
-    assert names(following.missing([a, node(64, name="b")], ())) == ["a"]
+    assert names(following.missing([a, node(64, name="b")], (), 0)) == ["a"]
 
 
 def test_a_fixed_number_is_kept_up_where_there_is_room() -> None:
     a, b, c = (node(4, 1, name=name) for name in "abc")
     fixed = fleet([a, b], wanted=2)
-    (first, second) = fixed.missing([a, b, c], ())
-    assert fixed.missing([a, b, c], {first, second}) == []
-    assert names(fixed.missing([b, c], {second})) == ["c"]
-    assert fixed.missing([b], {second}) == [], "a cluster that shrank is no fault"
+    (first, second) = fixed.missing([a, b, c], (), 0)
+    assert fixed.missing([a, b, c], {first, second}, 0) == []
+    assert names(fixed.missing([b, c], {second}, 0)) == ["c"]
+    assert fixed.missing([b], {second}, 0) == [], "a cluster that shrank is no fault"
 
 
 def test_a_fixed_number_goes_where_nobody_else_is() -> None:
     nodes = [node(4, 2, name="a", free=0.0), node(4, 2, name="b")]
-    assert names(fleet(nodes, wanted=3).missing(nodes, ())) == ["b", "b", "a"]
+    assert names(fleet(nodes, wanted=3).missing(nodes, (), 0)) == ["b", "b", "a"]
 
 
-def test_a_share_on_which_replicas_die_is_left_alone() -> None:
+def tries(following: Fleet, nodes: list[Node], share: Share, until: float) -> list[float]:
+    """When replicas are started on a share of which each dies at once, served or not."""
+    found = []
+    now = 0.0
+    while now < until:
+        if share in following.missing(nodes, (), now):
+            found.append(now)
+            following.lost(share, now, served=True)
+        now += 1.0
+    return found
+
+
+def test_a_share_on_which_replicas_die_is_tried_ever_more_slowly() -> None:
     nodes = [node(4, 2)]
     following = fleet(nodes)
-    good, bad = following.missing(nodes, ())
-    for _ in range(MAX_FAILED_STARTS):
-        assert bad in following.missing(nodes, ())
-        following.failed(bad)
-    assert following.missing(nodes, ()) == [good]
+    good, bad = following.missing(nodes, (), 0)
+    night = tries(following, nodes, bad, 8 * 3600.0)
+    assert night[:6] == [0, 1, 3, 7, 15, 31], "the first time at once: a slide may have done it"
+    assert len(night) < 110, "a GPU that is sick all night"
+    assert night[-1] - night[-2] == 300
+    assert following.missing(nodes, (), night[-1] + 1) == [good]
+    assert following.missing(nodes, (), night[-1] + 300) == [good, bad], "the sound one first"
     following.leave_alone(good)
-    assert following.missing(nodes, ()) == []
+    assert following.missing(nodes, (), night[-1] + 1) == []
 
 
-def test_a_replica_that_serves_clears_its_share() -> None:
+def test_a_replica_that_starts_and_dies_over_its_first_leases_clears_nothing() -> None:
     nodes = [node(4)]
     following = fleet(nodes)
-    (share,) = following.missing(nodes, ())
-    for _ in range(2 * MAX_FAILED_STARTS):
-        following.failed(share)
+    (share,) = following.missing(nodes, (), 0)
+    for _ in range(4):
         following.started(share)
-    assert following.missing(nodes, ()) == [share]
+        following.answered(share)
+        again = following.lost(share, 100, served=True)
+    assert again == 108
+    assert following.missing(nodes, (), 107) == []
+    following.started(share)
+    for _ in range(8):
+        following.answered(share)
+    following.lost(share, 200, served=True)
+    assert following.missing(nodes, (), 200) == [share], "it worked: one death is one death"
+
+
+def test_a_run_has_no_hope_where_no_share_can_start_a_replica() -> None:
+    nodes = [node(4, 1, name="a"), node(4, 1, name="b")]
+    following = fleet(nodes)
+    first, second = following.missing(nodes, (), 0)
+    for _ in range(MAX_FAILED_STARTS):
+        assert not following.hopeless(nodes)
+        following.lost(first, 0, served=False)
+    assert not following.hopeless(nodes)
+    following.leave_alone(second)
+    assert following.hopeless(nodes)
+    assert not following.hopeless([*nodes, node(4, 1, name="c")]), "one has joined"
+    following.started(first)
+    assert not following.hopeless(nodes)
+
+
+def test_a_replica_that_waits_for_room_goes_where_there_is_some() -> None:
+    """Another's job holds all of a: a replica that was started there waits."""
+    a, b = node(4, 1, name="a", free=0.0), node(4, 1, name="b", free=0.0)
+    fixed = fleet([a, b], wanted=2)
+    taken = fixed.missing([a, b], (), 0)
+    assert fixed.misplaced([a, b], taken, taken, 60) == []
+    c = node(4, 1, name="c")
+    (given_up,) = fixed.misplaced([a, b, c], taken, taken, 60)
+    left = set(taken) - {given_up}
+    assert names(fixed.missing([a, b, c], left, 60)) == ["c"]
+    assert fixed.misplaced([a, b, c], taken, [], 60) == [], "all have begun"
+    following = fleet([a, b])
+    assert following.misplaced([a, b, c], taken, taken, 60) == [], "c gets one of its own"
+
+
+def test_an_error_is_a_nodes_own_until_another_has_it_too() -> None:
+    following = fleet([node(4)])
+    assert following.alone_with("CommitError", "a", 0)
+    assert following.alone_with("CommitError", "a", 10)
+    assert following.alone_with("BundleNotFoundError", "b", 20)
+    assert not following.alone_with("CommitError", "b", 30)
+    assert following.alone_with("BundleNotFoundError", "a", 3600), "that was long ago"
 
 
 def test_the_largest_share_is_what_more_is_asked_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from cvm_batch.screening.plan import Plan, PlannedSlide
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
-from cvm_batch.screening.wishes import Prioritise, TakeFurther, WatchedManifests, Wish
+from cvm_batch.screening.wishes import ListAnew, Prioritise, TakeFurther, WatchedManifests, Wish
 from tests.archives import making
 from tests.screening.test_run import many_slides, tiles
 
@@ -91,15 +92,54 @@ def test_a_manifest_that_changes_is_read_again(tmp_path: Path) -> None:
         (further,) = [wish.plan for wish in found if isinstance(wish, TakeFurther)]
         assert [(slide.slide_id, slide.priority) for slide in further.slides] == [("c", 3)]
         assert further.slides[0].address.uri == str(tmp_path / "c")
-        (urgent,) = [wish for wish in found if isinstance(wish, Prioritise)]
-        assert urgent.priority == 7
-        assert urgent.fits("b[1]")
-        assert not urgent.fits("b1")
+        assert ListAnew({"b[1]": 7}) in found
         manifest.unlink()
         time.sleep(0.3)
         assert watched.wishes() == []
     finally:
         watched.close()
+
+
+def test_a_manifest_that_cannot_be_used_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And looked at again, whatever was wrong with it."""
+    caplog.set_level(logging.INFO, "cvm_batch")
+    manifest = tmp_path / "night.csv"
+    rows = [{"slide_id": "a", "uri": "a", "priority": 0}]
+    write_manifest(manifest, rows)
+    failures: list[Exception] = [ValueError("not foreseen")]
+
+    def plan_further(slides: Sequence[ListedSlide]) -> Plan:
+        if failures:
+            raise failures.pop()
+        return planned(slides)
+
+    def trouble(expected: str) -> bool:
+        deadline = time.monotonic() + 20
+        while expected not in str(watched.trouble) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return expected in str(watched.trouble)
+
+    known = planned([ListedSlide(slide_id="a", address=SlideAddress(uri="/a"))])
+    watched = WatchedManifests([str(manifest)], known, plan_further)
+    try:
+        write_manifest(manifest, [{"slide_id": "a", "uri": "a", "priority": "hihg"}])
+        assert trouble("hihg")
+        time.sleep(0.3)
+        assert watched.wishes() == []
+        write_manifest(manifest, [*rows, {"slide_id": "b", "uri": "b", "priority": 0}])
+        (further,) = told(watched, 1)
+        assert isinstance(further, TakeFurther)
+        assert not failures, "the first look at it failed"
+        assert trouble("None")
+    finally:
+        watched.close()
+    events = [record.event for record in caplog.records if record.msg == "manifest not used"]  # type: ignore[attr-defined]
+    details = [event["detail"] for event in events]
+    assert len(details) == 2
+    assert "hihg" in details[0]
+    assert "not foreseen" in details[1]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +153,7 @@ def test_a_manifest_that_changes_is_read_again(tmp_path: Path) -> None:
     ],
 )
 def test_patterns(pattern: str, slide_id: str, fits: bool) -> None:
-    assert Prioritise(pattern, 1).fits(slide_id) is fits
+    assert Prioritise(pattern, 1).of(slide_id) == (1 if fits else None)
 
 
 class Night:
@@ -210,3 +250,32 @@ def test_priorities_given_at_the_start_hold(night: Night) -> None:
     rows = night.rows()
     assert {row["slide_id"]: row["priority"] for row in rows}[names[9]] == 4
     assert rows[0]["slide_id"] == names[9]
+
+
+def test_priorities_given_at_the_start_hold_over_a_manifest(night: Night, tmp_path: Path) -> None:
+    """Its rows say otherwise, and are read again while the run goes on; a row that changes
+    holds from then on."""
+    manifest = tmp_path / "night.csv"
+    listed = [
+        {"slide_id": path.name, "uri": str(path), "priority": 0}
+        for path in sorted(night.folder.iterdir())
+    ]
+    write_manifest(manifest, listed)
+    for name in ("late-1", "late-2"):
+        making.write_zip(tmp_path / f"{name}.zip", tiles(9, seed=5))
+    first, last, changed = (listed[place]["slide_id"] for place in (0, -1, -2))
+
+    def meanwhile() -> None:
+        further = [
+            {"slide_id": name, "uri": f"{name}.zip", "priority": 2} for name in ("late-1", "late-2")
+        ]
+        rows = [{**row, "priority": 5} if row["slide_id"] == changed else row for row in listed]
+        write_manifest(manifest, [*rows, *further])
+        time.sleep(0.5)  # it is looked at
+
+    overrides = ((first, 100), (last, -9), (changed, -9), ("*-1", -9))
+    night.run(manifest, meanwhile, priorities=overrides)
+    rows = {row["slide_id"]: row["priority"] for row in night.rows()}
+    assert len(rows) == SLIDES + 2
+    assert (rows[first], rows[last], rows[changed]) == (100, -9, 5)
+    assert (rows["late-1"], rows["late-2"]) == (-9, 2)

@@ -6,6 +6,9 @@ is ended.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from cvm_batch.archives import describing
-from cvm_batch.errors import Reason
+from cvm_batch.errors import ExitCode, Reason
+from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.schemas import Status
 from cvm_batch.screening import driver
 from cvm_batch.screening.dispatcher import LeasePolicy
@@ -53,3 +57,40 @@ def test_slide_over_which_replicas_hang(
         assert found.rows[name]["status"] == Status.COMPLETE
         assert sum(found.rows[name]["class_counts"].values()) == CELLS
     assert replica_processes() == []
+
+
+#: The command line, of a version that is less patient.
+_IMPATIENT = """
+from cvm_batch.screening.dispatcher import LeasePolicy
+LeasePolicy.patience_seconds = 4.0
+from cvm_batch.cli import main
+main()
+"""
+
+
+def test_replica_in_the_drivers_own_process_hangs(
+    night: Night, tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can end it there: so the run ends, with all that it has, and lets go of the folder."""
+    for name in ("stupor.zip", "z-after.zip"):
+        write_zip(night.slides / name, slide_of(seed=1).tiles)
+    arm(tmp_path / "armed", monkeypatch)
+    submit = ["submit", str(night.slides), "--model", str(tiny_bundle.path)]
+    submit += ["--out", str(night.results), "--executor", "local", "--precision", "fp32"]
+    submit += ["--batch-size", "4", "--priority", "stupor.zip=-1"]
+    ended = subprocess.run(
+        [sys.executable, "-c", _IMPATIENT, *submit],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.ABORTED
+    assert "The replica in this process hangs: " in ended.stderr
+    (path,) = (night.results / "runs").iterdir()
+    manifest = json.loads(path.read_text())
+    assert (manifest["state"], manifest["exit_code"]) == ("aborted", ExitCode.ABORTED)
+    assert "hangs" in manifest["error"]
+    again = night.submit()
+    assert again.exit_code is ExitCode.COMPLETE
+    assert set(again.rows) == {"neighbour.zip", "stupor.zip", "z-after.zip"}

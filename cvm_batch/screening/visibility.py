@@ -1,18 +1,24 @@
-"""What one node sees of that which a run needs; asked on every node before the run starts."""
+"""What one node sees of that which a run needs.
+
+Asked on every node before a job starts, and by each replica before it serves: a node may join
+before its shares are mounted, or lose one in the night.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvm_batch.archives.places.place import place_of
 from cvm_batch.errors import CvmBatchError
-from cvm_batch.remote.addresses import is_remote
 from cvm_batch.results.folder import ResultsFolder
 
 _SPEC = "bundle.json"
+#: Slides of a plan that each replica looks for: one asks a disk or a store for each of them.
+_SAMPLES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +54,21 @@ class Needs:
             probe=probe,
         )
 
+    def seen_here(self) -> Needs:
+        """But for paths that this process does not see either: no node is to blame for those."""
+        return replace(self, paths=tuple(filter(_sees, self.paths)))
+
     def probe_of(self, node: str) -> str:
         return f".tmp/{self.probe}-{node}"
+
+
+def samples_of(uris: Iterable[str]) -> tuple[str, ...]:
+    """A few slides that stand for all: from each folder the first, of many folders some."""
+    by_folder: dict[str, str] = {}
+    for uri in uris:
+        by_folder.setdefault(uri.rpartition("/")[0], uri)
+    found = [by_folder[folder] for folder in sorted(by_folder)]
+    return tuple(found[:: math.ceil(len(found) / _SAMPLES)]) if found else ()
 
 
 def lacking_here(needs: Needs, node: str) -> list[str]:
@@ -92,7 +111,7 @@ def _sees(uri: str) -> bool:
 
 def _something_in(uri: str) -> list[str]:
     """The first thing in a folder on a disk."""
-    if is_remote(uri) or not Path(uri).is_dir():
+    if not Path(uri).is_dir():
         return []
     names = (path.name for path in Path(uri).iterdir() if not path.name.startswith("."))
     first = min(names, default=None)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cvm_batch.cluster.visibility import Needs, lacking_here, probe_arrived
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.screening.visibility import Needs, lacking_here, probe_arrived
 
 
 @pytest.fixture

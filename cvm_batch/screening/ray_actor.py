@@ -1,0 +1,39 @@
+"""What runs in a replica's own process on a Ray cluster.
+
+PyTorch is loaded there alone, not in the driver, which names the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from cvm_batch.screening.settings import DecodeOn
+from cvm_batch.screening.visibility import Needs, lacking_here
+from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec
+
+
+class ReplicaActor:
+    """A replica in a process of its own."""
+
+    def look(self, needs: Needs, node: str) -> Sequence[str]:
+        """What the node does not see: then it would fail whatever it is handed, and quickly."""
+        return lacking_here(needs, node)
+
+    def start(self, spec: ReplicaSpec, decode_on: DecodeOn) -> ReplicaInfo:
+        from cvm_batch.screening.replica import Replica
+
+        # Not in __init__: an error there would arrive as the actor's death, without its type.
+        open_slide = None
+        if decode_on is DecodeOn.CLUSTER:
+            from cvm_batch.screening.cluster_decoding import ClusterArchive
+
+            open_slide = partial(ClusterArchive, options=spec.opening)
+        self._replica = Replica(spec, open_slide=open_slide)
+        return self._replica.info()
+
+    def classify(self, lease: Lease) -> Sequence[PartOutcome]:
+        return self._replica.classify(lease)
+
+    def tiles_done(self) -> int:
+        return self._replica.tiles_done
