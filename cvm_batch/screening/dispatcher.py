@@ -54,6 +54,8 @@ class _ReplicaState:
     """In leases that it has answered."""
     last_sign: float = 0.0
     """When it last got on with its work."""
+    retired: bool = False
+    """It is being ended: it gets no further lease."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Dispatcher:
     def next_lease(self, replica: int, now: float) -> Lease | None:
         """A lease for this replica, or None where it has enough or nothing waits."""
         state = self._replicas[replica]
-        if state.alone or len(state.leases) >= self._policy.in_flight:
+        if state.alone or state.retired or len(state.leases) >= self._policy.in_flight:
             return None
         room = self._lease_tiles(state, now)
         if room <= 0:
@@ -164,7 +166,8 @@ class Dispatcher:
         state.alone = False
         state.last_sign = now
         state.tiles_answered += opened.lease.tiles
-        self._hungry[opened.replica] = None
+        if not state.retired:
+            self._hungry[opened.replica] = None
         self._learn_speed(state, opened.lease.tiles, now)
         return [
             outcome.part.slide.number
@@ -185,8 +188,13 @@ class Dispatcher:
         return [
             replica
             for replica, state in self._replicas.items()
-            if state.leases and now - state.last_sign > patience
+            if state.leases and not state.retired and now - state.last_sign > patience
         ]
+
+    def retire(self, replica: int) -> None:
+        """Hand it nothing more: it is being ended, and `replica_lost` follows."""
+        self._replicas[replica].retired = True
+        self._hungry.pop(replica, None)
 
     def replica_lost(self, replica: int, loss: Loss, detail: str, now: float) -> list[int]:
         """Give up the replica's leases; return the numbers of the slides that ended by that.
@@ -223,7 +231,7 @@ class Dispatcher:
         state.leases.add(lease.number)
         state.leased_tiles += lease.tiles
         if state.alone or len(state.leases) >= self._policy.in_flight:
-            del self._hungry[replica]
+            self._hungry.pop(replica, None)
         self._leases[lease.number] = _OpenLease(lease, replica)
         for part in parts:
             account = self.ledger.accounts[part.slide.number]

@@ -151,6 +151,7 @@ class Driver:
             return
         for replica in self.dispatcher.overdue(now):
             detail = f"no tile was classified in {self._patience:.0f} s"
+            self.dispatcher.retire(replica)  # at once: leases are handed out in this very turn
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:

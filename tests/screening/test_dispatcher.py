@@ -232,6 +232,23 @@ def test_a_replica_that_gets_on_with_nothing_is_overdue() -> None:
     assert made.overdue(late + POLICY.patience_seconds + 1) == [0]
 
 
+def test_a_replica_that_is_being_ended_gets_nothing_more() -> None:
+    made = dispatcher(8)
+    held = lease_for(made, now=0.0)
+    made.add_slide(replace(sources(1)[0], number=1, slide_id="later"), 8)
+    assert made.hungry() == [0]
+    late = POLICY.patience_seconds + 1
+    assert made.overdue(late) == [0]
+    made.retire(0)
+    assert made.hungry() == []
+    assert made.overdue(late) == [], "it is ended once"
+    assert made.lease_done(held.number, outcomes(held), late) == [0], "its answer still counts"
+    assert made.hungry() == [], "what it has answered makes it no better"
+    made.replica_lost(0, Loss.HUNG, "ended", late)
+    made.add_replica(1, late)
+    assert lease_for(made, 1, late).parts[0].slide.number == 1
+
+
 def test_running_leases_count_as_far_as_they_are() -> None:
     made = dispatcher(1_000)
     first, second = lease_for(made), lease_for(made)

@@ -141,6 +141,7 @@ class SimulatedExecutor:
 
     def submit(self, replica: int, lease: Lease) -> None:
         assert not self.closed
+        assert replica not in self._ended, "a lease for a replica that was ended"
         state = self._replicas[replica]
         assert len(state.held) < 2, "more than two leases in flight"
         assert lease.parts, "an empty lease"
