@@ -213,7 +213,7 @@ class RayExecutor:
         for replica, (_, share) in list(self._actors.items()):
             if share.node not in names:
                 self._remove(replica)
-                event = ReplicaLost(replica, "its node has left the cluster", Loss.PREEMPTED)
+                event = ReplicaLost(replica, "its node has left the cluster", Loss.NODE_LOST)
                 self._lost_already.append(event)
         self._fill(nodes)
         if self._cluster.address is not None and self._wanted is None:
@@ -260,10 +260,11 @@ class RayExecutor:
         return ReplicaReady(call.replica, answer)
 
     def _how_lost(self, call: _Call, error: RayError) -> Loss:
-        """Nothing that a replica held is to blame for the end of its node."""
+        """By itself, with its node, or with a node that the cluster took away."""
         _, share = self._actors[call.replica]
-        preempted = isinstance(error, RayActorError) and error.preempted
-        return Loss.PREEMPTED if preempted or self._cluster.lost(share.node) else Loss.DIED
+        if isinstance(error, RayActorError) and error.preempted:
+            return Loss.PREEMPTED
+        return Loss.NODE_LOST if self._cluster.lost(share.node) else Loss.DIED
 
     def _failed(self, call: _Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""
@@ -280,7 +281,7 @@ class RayExecutor:
     def _lost(self, call: _Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
         """Put another replica in the place of a dead one, unless its node died with it."""
         share = self._remove(call.replica)
-        never_served = call.kind is _Kind.START and loss is not Loss.PREEMPTED
+        never_served = call.kind is _Kind.START and loss not in (Loss.PREEMPTED, Loss.NODE_LOST)
         if never_served:
             self._fleet.failed(share)
         self._fill(self._cluster.nodes())

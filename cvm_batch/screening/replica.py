@@ -82,6 +82,7 @@ class Replica:
             lanes=self._engine.lanes,
             sentinel_difference=self._engine.sentinel_difference,
             versions={**versions(), "torch": torch.__version__},  # with its build: 2.15.0+cu132
+            node=platform.node(),
         )
 
     def classify(self, lease: Lease) -> list[PartOutcome]:

@@ -15,7 +15,7 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.stores.store import results_root
-from cvm_batch.screening.dispatcher import LeasePolicy
+from cvm_batch.screening.policy import LeasePolicy
 
 
 class ExecutorKind(StrEnum):
