@@ -67,8 +67,9 @@ class ReplicaActor:
     def classify(self, lease: Lease) -> Sequence[PartOutcome]:
         return self._replica.classify(lease)
 
-    def tiles_done(self) -> int:
-        return self._replica.tiles_done
+    def progress(self) -> tuple[int, int]:
+        """Tiles classified, and signs of other work."""
+        return self._replica.tiles_done, self._replica.signs
 
 
 class _Kind(Enum):
@@ -240,7 +241,7 @@ class RayExecutor:
         asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
         for replica in self._busy() - asked:
             actor, _ = self._actors[replica]
-            self._calls[actor.tiles_done.remote()] = _Call(replica, _Kind.PROGRESS)
+            self._calls[actor.progress.remote()] = _Call(replica, _Kind.PROGRESS)
 
     def _event(self, ref: Any) -> Event:
         call = self._calls.pop(ref)
@@ -253,7 +254,7 @@ class RayExecutor:
         if call.kind is _Kind.LEASE:
             return LeaseDone(call.replica, call.lease, answer)
         if call.kind is _Kind.PROGRESS:
-            return ReplicaProgress(call.replica, answer)
+            return ReplicaProgress(call.replica, *answer)
         self._serving.add(call.replica)
         _, share = self._actors[call.replica]
         self._fleet.started(share)

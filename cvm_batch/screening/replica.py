@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from cvm_batch import signs
 from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.errors import BundleDigestError, RunAbortedError
 from cvm_batch.model.backends.starting import start_engine
@@ -116,8 +117,14 @@ class Replica:
 
     @property
     def tiles_done(self) -> int:
-        """Tiles classified since the replica began to serve: a sign of life."""
+        """Tiles classified since the replica began to serve."""
         return self._tiles_done
+
+    @property
+    def signs(self) -> int:
+        """Grows with all else that this process gets done: bytes hashed, blocks read, archives
+        opened, parts ended."""
+        return signs.seen()
 
     def _count(
         self,
@@ -140,7 +147,9 @@ class Replica:
     def _finish(self, tally: PartTally, finishing: dict[PartTally, Future[PartOutcome]]) -> None:
         """Once, beside what is still being read: it waits for the disk most of the time."""
         if tally not in finishing:
-            finishing[tally] = self._finishers.submit(tally.finish, self._files)
+            ended = self._finishers.submit(tally.finish, self._files)
+            ended.add_done_callback(lambda _: signs.note())
+            finishing[tally] = ended
 
     def close(self) -> None:
         """Give up what runs, at the next batch. Calling it twice is harmless."""

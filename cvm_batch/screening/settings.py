@@ -59,7 +59,7 @@ class Settings:
     until: float | None = None
     """Seconds since the epoch by which running work is to have ended; None: no end."""
     patience_seconds: float = LeasePolicy.patience_seconds
-    """A replica that classifies nothing for so long, with work in hand, is ended and replaced."""
+    """A replica with work in hand that shows no sign of it for so long is ended and replaced."""
     retry: bool = False
     """Take up slides that are not complete, also those that failed for a lasting reason, and
     nothing else."""

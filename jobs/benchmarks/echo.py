@@ -42,8 +42,8 @@ class EchoReplica:
         self._tiles += lease.tiles
         return [self._outcome(part) for part in lease.parts]
 
-    def tiles_done(self) -> int:
-        return self._tiles
+    def progress(self) -> tuple[int, int]:
+        return self._tiles, 0
 
     def _outcome(self, part: Part) -> PartOutcome:
         name = part_name(part.slide.slide_id, part.start, part.attempt)
