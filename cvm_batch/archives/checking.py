@@ -14,6 +14,7 @@ from threading import Lock
 
 import numpy as np
 
+from cvm_batch import signs
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import (
     ArchiveFormat,
@@ -215,6 +216,7 @@ def verify_digest(place: Place, recorded: str) -> None:
         digest = hashlib.sha256()
         for offset in range(0, file.opened.size, _PIECE_BYTES):
             digest.update(file.read_at(offset, _PIECE_BYTES))
+            signs.note()
     if digest.hexdigest() != recorded:
         raise ChecksumMismatchError(
             f"{place} has the SHA-256 {digest.hexdigest()}, recorded is {recorded}. It is "

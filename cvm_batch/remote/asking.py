@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fsspec.asyn import sync  # type: ignore[import-untyped]
 
+from cvm_batch import signs
 from cvm_batch.remote.errors import may_pass
 
 #: Of bytes a second; a connection that is slower for long is as good as broken.
@@ -69,4 +70,5 @@ def ask(
             if not (may_pass(error) and patience.may_retry(tries, since)):
                 # Not chained: clients quote addresses, with the passwords of proxies.
                 raise refused(error, tries) from None
+        signs.note()  # a store that is away is waited for here, and for so long
         patience.wait(tries)

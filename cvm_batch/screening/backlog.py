@@ -61,6 +61,12 @@ class Backlog:
             self._aside.discard(number)
             self.tiles -= fresh.tiles - fresh.next_tile
 
+    @property
+    def urgency(self) -> int | None:
+        """The highest priority among what can be handed out; None where there is nothing."""
+        fresh = self._top()
+        return fresh.priority if fresh else None
+
     def reconsider(self) -> None:
         """Take up what was not worth starting: things have changed."""
         for number in self._aside:

@@ -2,58 +2,32 @@
 
 A lease is a few seconds of work by the replica's measured speed, over one or many slides;
 a giant slide is shared out over all replicas. What fails for a passing reason is tried
-again; after a death the suspects run alone, so that no slide is charged for its neighbour.
+again, elsewhere where it can be; after a death the suspects run alone, so that no slide is
+charged for its neighbour.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cvm_batch.errors import Reason
 from cvm_batch.screening.backlog import Backlog
+from cvm_batch.screening.blame import after_loss, risks_its_node, suspected, verdict
 from cvm_batch.screening.ledger import Ledger
+from cvm_batch.screening.policy import LeasePolicy
+from cvm_batch.screening.serving import Serving, Speeds
+from cvm_batch.screening.trust import Standing, Trust
+from cvm_batch.screening.waiting import PartQueue, Waiting
 from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
 
-
-@dataclass(frozen=True, kw_only=True)
-class LeasePolicy:
-    """How work is cut and how often it is tried."""
-
-    batch_size: int
-    """Tiles that fill all lanes of a replica; leases hold whole batches where they can."""
-    lease_seconds: float = 4.0
-    in_flight: int = 2
-    """Leases a replica holds at once: one on the device, one being decoded."""
-    max_parts: int = 256
-    """Parts in one lease, so that tiny slides do not make a lease that never ends."""
-    max_attempts: int = 3
-    """Errors that may pass, and replicas killed alone, that one part is allowed."""
-    backoff_seconds: float = 1.0
-    """Wait before the second attempt; doubled before each further one."""
-    patience_seconds: float = 120.0
-    """A replica with a lease that classifies nothing for so long hangs."""
-
-
-@dataclass
-class _ReplicaState:
-    leases: set[int] = field(default_factory=set)
-    leased_tiles: int = 0
-    tiles_per_second: float | None = None
-    alone: bool = False
-    """A suspect runs on it, and nothing else may."""
-    counting_since: float = 0.0
-    """When ``counted_tiles`` began to count; the replica has been busy ever since."""
-    counted_tiles: int = 0
-    tiles_seen: int = 0
-    """As it last reported, since it began to serve."""
-    tiles_answered: int = 0
-    """In leases that it has answered."""
-    last_sign: float = 0.0
-    """When it last got on with its work."""
+#: Parts at the head of the queue that may not suit a replica, until it is given fresh ones.
+_MOST_SKIPPED = 64
+#: Replicas together so much faster than when a slide was set aside: it may fit now.
+_FASTER = 1.1
 
 
 @dataclass(frozen=True)
@@ -78,13 +52,24 @@ class Dispatcher:
         """Clock time at which all replicas are to be idle, or None."""
         self._policy = policy
         self.backlog = Backlog()
-        self._replicas: dict[int, _ReplicaState] = {}
+        self._replicas: dict[int, Serving] = {}
+        self._trust = Trust(policy)
+        self._speeds = Speeds()
         # In the order in which they became so: as a set, but the same in every run.
         self._hungry: dict[int, None] = {}
         self._leases: dict[int, _OpenLease] = {}
+        self._leased_tiles = 0
+        self._priorities: list[int] = []
         self._retries: list[_Retry] = []
+        # Retries that have waited long enough, and what was lost through no fault of its own.
+        self._due = PartQueue(self.ledger, self._priorities)
         # Their replica died: they must not take neighbours with them again.
-        self._suspects: deque[Part] = deque()
+        self._suspects = PartQueue(self.ledger, self._priorities)
+        # Replicas that run suspects, or run empty for one.
+        self._reserved: set[int] = set()
+        # Nodes on which a suspect runs that may take its node down, by replica.
+        self._risky: dict[int, str] = {}
+        self._slow_when_aside: float | None = None
         self._numbers = itertools.count()
         self._ended = 0
 
@@ -100,53 +85,65 @@ class Dispatcher:
     @property
     def exhausted(self) -> bool:
         """True where nothing runs and nothing will be handed out any more."""
-        return self.idle and not (self.backlog or self._retries or self._a_suspect_waits())
+        return self.idle and not self._anything_waits()
 
     def add_slide(self, slide: SlideSource, tiles: int, priority: int = 0) -> None:
         """``slide.number`` counts from 0, one by one."""
         self.ledger.add(tiles)
         assert slide.number == len(self.ledger.accounts) - 1
+        self._priorities.append(priority)
         self.backlog.add(slide, tiles, priority)
 
     def set_priority(self, number: int, priority: int) -> None:
         """What is not yet handed out of that slide goes earlier or later."""
+        self._priorities[number] = priority
         self.backlog.set_priority(number, priority)
+        self.reconsider()
+        self._due.resort()
+        self._suspects.resort()
 
-    def add_replica(self, replica: int, now: float = 0.0) -> None:
-        self._replicas[replica] = _ReplicaState(last_sign=now)
+    def reconsider(self) -> None:
+        """Take up what was set aside because it would not end before ``until``."""
+        self._slow_when_aside = None
         self.backlog.reconsider()
+
+    def add_replica(self, replica: int, now: float = 0.0, node: str = "") -> None:
+        """``node``: the machine that it runs on."""
+        self._replicas[replica] = Serving(last_sign=now)
+        self._trust.add(replica, node)
+        self.reconsider()
         self._hungry[replica] = None
 
     @property
     def tiles_done(self) -> int:
         """Accounted for, and of running leases as far as replicas have told."""
-        running = sum(
-            min(state.tiles_seen - state.tiles_answered, state.leased_tiles)
-            for state in self._replicas.values()
-        )
+        running = sum(state.tiles_running for state in self._replicas.values())
         return self.ledger.tiles_accounted + max(0, running)
 
     def hungry(self) -> list[int]:
         """Replicas that could take another lease, where there is anything to hand out."""
-        if not (self.backlog or self._retries or self._a_suspect_waits()):
-            return []
-        return list(self._hungry)
+        return list(self._hungry) if self._anything_waits() else []
 
     def next_lease(self, replica: int, now: float) -> Lease | None:
-        """A lease for this replica, or None where it has enough or nothing waits."""
+        """A lease for this replica, or None where it has enough or nothing waits for it."""
         state = self._replicas[replica]
-        if state.alone or len(state.leases) >= self._policy.in_flight:
+        if state.alone or state.retired or len(state.held) >= self._policy.in_flight:
             return None
-        room = self._lease_tiles(state, now)
-        if room <= 0:
+        standing = self._trust.standing(replica, now)
+        limit = self._limit(state, now)
+        if standing is Standing.SUSPENDED or limit <= 0:
             return None
-        if self._a_suspect_waits():
-            if state.leases:
+        self._wake_retries(now)
+        if standing is Standing.PROBE:
+            if state.held:
+                return None
+            parts = self._probe(replica, state, limit, now)
+        elif self._runs_suspects(replica, limit):
+            if state.held:
                 return None  # let the replica run empty, so that the suspect is alone on it
-            parts = [self._suspects.popleft()]
-            state.alone = True
+            parts = self._alone(replica, state)
         else:
-            parts = self._take(room, now)
+            parts = self._take(replica, self._lease_tiles(state), limit, now)
         return self._lease(replica, state, parts, now) if parts else None
 
     def lease_done(self, number: int, outcomes: Sequence[PartOutcome], now: float) -> list[int]:
@@ -158,88 +155,109 @@ class Dispatcher:
         opened = self._leases.pop(number, None)
         if opened is None:
             return []
-        state = self._replicas[opened.replica]
-        state.leases.discard(number)
-        state.leased_tiles -= opened.lease.tiles
-        state.alone = False
-        state.last_sign = now
-        state.tiles_answered += opened.lease.tiles
-        self._hungry[opened.replica] = None
-        self._learn_speed(state, opened.lease.tiles, now)
+        replica, state = opened.replica, self._replicas[opened.replica]
+        counted = sum(len(outcome.part) for outcome in outcomes if outcome.failure is None)
+        # Failures come fast, from a replica that cannot read: that is no speed.
+        state.answer(opened.lease, counted, now, self._policy.lease_seconds / 2)
+        self._leased_tiles -= opened.lease.tiles
+        self._risky.pop(replica, None)
+        if state.settled and state.tiles_per_second:
+            self._speeds.note(replica, state.tiles_per_second)
+        if not state.retired:
+            self._hungry[replica] = None
+        self._trust.judge(replica, outcomes, now)
+        if replica not in self._trust.usable:
+            self._reserved.discard(replica)
+        if self._slow_when_aside is not None and self._speed() > _FASTER * self._slow_when_aside:
+            self.reconsider()
         return [
             outcome.part.slide.number
             for outcome in outcomes
-            if self.ledger.is_open(outcome.part) and self._settle(outcome, now)
+            if self.ledger.is_open(outcome.part) and self._settle(outcome, replica, now)
         ]
 
-    def note_progress(self, replica: int, tiles: int, now: float) -> None:
-        """``tiles``: classified by the replica since it began to serve."""
+    def note_progress(self, replica: int, tiles: int, now: float, signs: int = 0) -> None:
+        """``tiles``: classified by the replica since it began to serve. ``signs``: a number
+        that grows with whatever else it gets done."""
         state = self._replicas.get(replica)
-        if state is not None and tiles > state.tiles_seen:
-            state.tiles_seen = tiles
-            state.last_sign = now
+        if state is not None:
+            state.tell(tiles, signs, now)
 
     def overdue(self, now: float) -> list[int]:
-        """Replicas that hold leases and have classified nothing for too long."""
+        """Replicas that hold leases and have shown no sign of work on them for too long."""
         patience = self._policy.patience_seconds
-        return [
-            replica
-            for replica, state in self._replicas.items()
-            if state.leases and now - state.last_sign > patience
-        ]
+        return [replica for replica, state in self._replicas.items() if state.hangs(now, patience)]
+
+    def retire(self, replica: int) -> None:
+        """Hand it nothing more: it is being ended, and `replica_lost` follows."""
+        self._replicas[replica].retired = True
+        self._hungry.pop(replica, None)
+        self._reserved.discard(replica)
+
+    def newly_suspended(self) -> list[tuple[int, float]]:
+        """Replicas that failed all they were handed, since the last call, and for how many
+        seconds they get nothing."""
+        return self._trust.newly_suspended()
 
     def replica_lost(self, replica: int, loss: Loss, detail: str, now: float) -> list[int]:
         """Give up the replica's leases; return the numbers of the slides that ended by that.
 
         Each of their parts is tried again alone, since one of them may have killed it. Only
-        a part that was alone already is charged, and none for a preempted node.
+        a part that was alone already is charged. What was preempted is suspected of
+        nothing; neither is what was lost with its node, the first time.
         """
         state = self._replicas.pop(replica)
+        self._trust.remove(replica)
+        self._speeds.drop(replica)
         self._hungry.pop(replica, None)
-        lost = [part for number in state.leases for part in self._leases.pop(number).lease.parts]
+        self._reserved.discard(replica)
+        self._risky.pop(replica, None)
+        self._leased_tiles -= state.leased_tiles
+        lost = [part for number in state.held for part in self._leases.pop(number).lease.parts]
         ended = []
         for part in filter(self.ledger.is_open, lost):
-            charged = state.alone and loss is not Loss.PREEMPTED
-            again = replace(part, attempt=part.attempt + 1, deaths=part.deaths + charged)
-            if again.deaths < self._policy.max_attempts:
-                self.ledger.open(again)
-                self._suspects.append(again)
-            else:
-                self._fail(part, self._killer(loss, detail))
+            again = after_loss(part, loss, alone=state.alone)
+            failure = verdict(again, loss, detail, self._policy, alone=state.alone)
+            if failure is not None:
+                self._fail(part, failure)
                 ended.append(part.slide.number)
+                continue
+            self.ledger.open(again)
+            doubted = suspected(again, loss, alone=state.alone)
+            (self._suspects if doubted else self._due).push(again)
         return ended
 
-    def _a_suspect_waits(self) -> bool:
-        while self._suspects and not self.ledger.is_open(self._suspects[0]):
-            self._suspects.popleft()  # its slide has failed meanwhile
-        return bool(self._suspects)
+    def _anything_waits(self) -> bool:
+        return bool(self.backlog or self._retries or self._due or self._suspects)
 
-    def _lease(
-        self, replica: int, state: _ReplicaState, parts: Sequence[Part], now: float
-    ) -> Lease:
+    def _lease(self, replica: int, state: Serving, parts: Sequence[Part], now: float) -> Lease:
         lease = Lease(next(self._numbers), tuple(parts))
-        if not state.leases:
-            state.counting_since, state.counted_tiles, state.last_sign = now, 0, now
-        state.leases.add(lease.number)
-        state.leased_tiles += lease.tiles
-        if state.alone or len(state.leases) >= self._policy.in_flight:
+        state.take(lease, now)
+        self._leased_tiles += lease.tiles
+        if state.alone or len(state.held) >= self._policy.in_flight:
             del self._hungry[replica]
         self._leases[lease.number] = _OpenLease(lease, replica)
         for part in parts:
+            self.ledger.open(part)
             account = self.ledger.accounts[part.slide.number]
             if account.first_leased is None:
                 account.first_leased = now
         return lease
 
-    def _settle(self, outcome: PartOutcome, now: float) -> bool:
+    def _settle(self, outcome: PartOutcome, replica: int, now: float) -> bool:
         """Count, retry or fail an open part's outcome; True where the slide ended."""
         part, failure = outcome.part, outcome.failure
         if failure is None:
             ended = self.ledger.count(outcome)
             self._ended += ended
             return ended
-        again = replace(part, attempt=part.attempt + 1, errors=part.errors + 1)
-        if failure.reason is Reason.READ_ERROR and again.errors < self._policy.max_attempts:
+        again = replace(
+            part,
+            attempt=part.attempt + 1,
+            errors=part.errors + 1,
+            failed_on=(*part.failed_on, replica),
+        )
+        if self._may_pass(again, failure):
             not_before = now + self._policy.backoff_seconds * 2**part.errors
             self.ledger.open(again)
             heapq.heappush(self._retries, _Retry(not_before, next(self._numbers), again))
@@ -247,20 +265,13 @@ class Dispatcher:
         self._fail(part, failure)
         return True
 
-    def _killer(self, loss: Loss, detail: str) -> Failure:
-        count = self._policy.max_attempts
-        if loss is Loss.HUNG:
-            return Failure(
-                Reason.TIMEOUT,
-                f"{count} replicas hung with nothing but this slide on them, for "
-                f"{self._policy.patience_seconds:.0f} s each without classifying a tile. Look "
-                "at the slide's files, then let `cvm-batch retry` try again.",
-            )
-        return Failure(
-            Reason.REPLICA_LOST,
-            f"{count} replicas died with nothing but this slide on them; the last one: "
-            f"{detail}. Look at the slide's files; a further submit tries again.",
-        )
+    def _may_pass(self, again: Part, failure: Failure) -> bool:
+        if again.errors >= self._policy.max_attempts:
+            return False
+        if failure.reason is Reason.INPUT_CHANGED:
+            # So it looks where a mount is gone under an open archive: another node knows.
+            return again.errors == 1 and self._trust.another_node(again)
+        return failure.reason is Reason.READ_ERROR
 
     def _fail(self, part: Part, failure: Failure) -> None:
         number = part.slide.number
@@ -268,55 +279,114 @@ class Dispatcher:
         self.backlog.drop(number)
         self._ended += 1
 
-    def _take(self, tiles: int, now: float) -> list[Part]:
-        """Parts for a lease of about ``tiles``: retries that are due, then fresh ones."""
+    def _runs_suspects(self, replica: int, limit: float) -> bool:
+        """Whether this replica is for suspects: some are, and all where nothing else waits."""
+        suspect = self._suspects.first()
+        if suspect is None:
+            self._reserved.clear()
+            return False
+        if self._does_not_suit(suspect, replica, limit) or self._more_urgent_than(suspect):
+            self._reserved.discard(replica)
+            return False
+        usable = len(self._trust.usable)
+        if self.backlog or self._due:
+            usable = max(1, usable // self._policy.suspect_share)
+        if replica not in self._reserved and len(self._reserved) >= usable:
+            return False
+        self._reserved.add(replica)
+        return True
+
+    def _does_not_suit(self, suspect: Part, replica: int, limit: float) -> bool:
+        beside = risks_its_node(suspect) and self._trust.node_of(replica) in self._risky.values()
+        return len(suspect) > limit or beside
+
+    def _more_urgent_than(self, suspect: Part) -> bool:
+        priority = self._priorities[suspect.slide.number]
+        due, urgency = self._due.first(), self.backlog.urgency
+        return (due is not None and self._priorities[due.slide.number] > priority) or (
+            urgency is not None and urgency > priority
+        )
+
+    def _alone(self, replica: int, state: Serving) -> list[Part]:
+        state.alone = True
+        suspect = self._suspects.pop().part
+        if risks_its_node(suspect):
+            self._risky[replica] = self._trust.node_of(replica)
+        return [suspect]
+
+    def _probe(self, replica: int, state: Serving, limit: float, now: float) -> list[Part]:
+        """One part for a replica in doubt: a fresh one by choice, which has its attempts left."""
+        room = int(min(self._policy.batch_size, limit))
+        fresh = self.backlog.cut(room, lambda tiles: self._fits(tiles, now))
+        skipped: list[Waiting] = []
+        part = fresh or self._due_part(replica, limit, skipped)
+        self._due.put_back(skipped)
+        suspect = self._suspects.first()
+        if not (part or suspect is None or self._does_not_suit(suspect, replica, limit)):
+            part = self._alone(replica, state)[0]
+        if part is None:
+            return []
+        self._trust.probes(replica)
+        return [part]
+
+    def _take(self, replica: int, room: int, limit: float, now: float) -> list[Part]:
+        """Parts for a lease of about ``room`` tiles, ``limit`` at most: such as have been tried
+        before, then fresh ones, the more urgent first."""
         parts: list[Part] = []
-        while tiles > 0 and len(parts) < self._policy.max_parts:
-            part = self._due_retry(now) or self.backlog.cut(tiles, lambda n: self._fits(n, now))
+        skipped: list[Waiting] = []
+        while room > 0 and limit > 0 and len(parts) < self._policy.max_parts:
+            part = self._due_part(replica, limit, skipped) or self.backlog.cut(
+                int(min(room, limit)), lambda tiles: self._fits(tiles, now)
+            )
             if part is None:
                 break
-            self.ledger.open(part)
             parts.append(part)
-            tiles -= len(part)
+            room -= len(part)
+            limit -= len(part)
+        self._due.put_back(skipped)
         return parts
 
-    def _due_retry(self, now: float) -> Part | None:
-        while self._retries and self._retries[0].not_before <= now:
-            part = heapq.heappop(self._retries).part
-            if self.ledger.is_open(part):
-                return part
+    def _due_part(self, replica: int, limit: float, skipped: list[Waiting]) -> Part | None:
+        while len(skipped) < _MOST_SKIPPED and (due := self._due.first()) is not None:
+            urgency = self.backlog.urgency
+            if urgency is not None and urgency > self._priorities[due.slide.number]:
+                return None
+            waiting = self._due.pop()
+            if len(due) <= limit and not self._trust.elsewhere(due, replica):
+                return due
+            skipped.append(waiting)
         return None
 
-    def _lease_tiles(self, state: _ReplicaState, now: float) -> int:
-        """Whole batches for ``lease_seconds``; fewer near the end, so that none idles long,
-        and none that would run past ``until``."""
+    def _wake_retries(self, now: float) -> None:
+        while self._retries and self._retries[0].not_before <= now:
+            self._due.push(heapq.heappop(self._retries).part)
+
+    def _lease_tiles(self, state: Serving) -> int:
+        """Whole batches for ``lease_seconds``; fewer near the end, so that none idles long."""
         batch = self._policy.batch_size
         speed = state.tiles_per_second
         wanted = 4 * batch if speed is None else speed * self._policy.lease_seconds
         fair = self.backlog.tiles / (len(self._replicas) * self._policy.in_flight)
-        tiles = max(1, round(min(wanted, fair) / batch)) * batch
+        return max(1, round(min(wanted, fair) / batch)) * batch
+
+    def _limit(self, state: Serving, now: float) -> float:
+        """Tiles that the replica can take and still be idle at ``until``."""
         if self.until is None:
-            return tiles
-        if speed is None:
-            return tiles if now + 2 * self._policy.lease_seconds < self.until else 0
-        return min(tiles, int((self.until - now) * speed) - state.leased_tiles)
+            return math.inf
+        if state.tiles_per_second is None:
+            return math.inf if now + 2 * self._policy.lease_seconds < self.until else 0
+        return int((self.until - now) * state.tiles_per_second) - state.leased_tiles
 
     def _fits(self, tiles: int, now: float) -> bool:
         """Whether a slide of that size, begun now, would end before ``until``."""
-        if self.until is None:
+        if self.until is None or self._speeds.mean is None:
             return True
-        states = self._replicas.values()
-        known = [state.tiles_per_second for state in states if state.tiles_per_second]
-        if not known:
+        speed = self._speed()
+        if self._leased_tiles + tiles <= speed * (self.until - now):
             return True
-        speed = sum(known) / len(known) * len(states)
-        leased = sum(state.leased_tiles for state in states)
-        return leased + tiles <= speed * (self.until - now)
+        self._slow_when_aside = min(speed, self._slow_when_aside or speed)
+        return False
 
-    def _learn_speed(self, state: _ReplicaState, tiles: int, now: float) -> None:
-        # Over half a lease's time at least: two answers may arrive in one moment.
-        state.counted_tiles += tiles
-        elapsed = now - state.counting_since
-        if elapsed >= self._policy.lease_seconds / 2:
-            state.tiles_per_second = state.counted_tiles / elapsed
-            state.counting_since, state.counted_tiles = now, 0
+    def _speed(self) -> float:
+        """Of all replicas together, as far as they have been measured and are usable."""
+        return (self._speeds.mean or 0.0) * len(self._trust.usable)

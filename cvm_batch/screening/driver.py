@@ -12,7 +12,7 @@ from cvm_batch.logs import log_event
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.screening.clock import Clock
 from cvm_batch.screening.commits import Commits
-from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
+from cvm_batch.screening.dispatcher import Dispatcher
 from cvm_batch.screening.executor import (
     Event,
     Executor,
@@ -22,6 +22,7 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
 )
 from cvm_batch.screening.plan import Plan
+from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.rows import RunContext, slide_row
 from cvm_batch.screening.summary import Progress
 from cvm_batch.screening.versions import versions
@@ -50,7 +51,7 @@ class Driver:
         patience: float = LeasePolicy.patience_seconds,
     ) -> None:
         """``until``: clock time by which all replicas are to be idle. ``patience``: seconds
-        that a replica with work may classify nothing."""
+        that a replica with work may show no sign of it."""
         self.plan = plan
         """Grows while the run goes on, where further slides are wished for."""
         self._bundle = bundle
@@ -102,7 +103,7 @@ class Driver:
             self._stopped = self._stopped or should_stop() or self._too_late(now)
             if not self._stopped:
                 self._hand_out(now)
-            if self._nothing_runs():
+            if self._nothing_runs(now):
                 return
             self.commits.flush_if_due(now)
             report(self._progress())
@@ -141,19 +142,25 @@ class Driver:
     def _too_late(self, now: float) -> bool:
         return self._until is not None and now >= self._until
 
-    def _nothing_runs(self) -> bool:
+    def _nothing_runs(self, now: float) -> bool:
         """True where a stopped run has run out, or nothing that is left fits before its end."""
         if self.dispatcher is None:
             return self._stopped
         if self._stopped:
             return self.dispatcher.idle
-        return self._until is not None and self.dispatcher.exhausted
+        if self._until is None or not self.dispatcher.exhausted:
+            return False
+        # What was set aside is looked at once more: nothing runs now that it would wait for.
+        self.dispatcher.reconsider()
+        self._hand_out(now)
+        return self.dispatcher.exhausted
 
     def _end_what_hangs(self, now: float) -> None:
         if self.dispatcher is None:
             return
         for replica in self.dispatcher.overdue(now):
-            detail = f"no tile was classified in {self._patience:.0f} s"
+            detail = f"no sign of work, or none on one of its leases, in {self._patience:.0f} s"
+            self.dispatcher.retire(replica)  # at once: leases are handed out in this very turn
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:
@@ -168,13 +175,15 @@ class Driver:
                 self.serving_since = self.serving_since or now
                 self._log("replica ready", replica=replica, device=info.device)
                 self.dispatcher = self.dispatcher or self._new_dispatcher(info)
-                self.dispatcher.add_replica(replica, now)
+                self.dispatcher.add_replica(replica, now, info.node)
             case LeaseDone(_, lease, outcomes):
                 assert self.dispatcher is not None
                 ended = self.dispatcher.lease_done(lease, outcomes, now)
-            case ReplicaProgress(replica, tiles):
+                for replica, seconds in self.dispatcher.newly_suspended():
+                    self._log("replica failed all it read", replica=replica, rests=seconds)
+            case ReplicaProgress(replica, tiles, signs):
                 assert self.dispatcher is not None
-                self.dispatcher.note_progress(replica, tiles, now)
+                self.dispatcher.note_progress(replica, tiles, now, signs)
             case ReplicaLost(replica, detail, loss):
                 self.replicas_lost.append(detail)
                 self._log("replica lost", replica=replica, how=loss, detail=detail)

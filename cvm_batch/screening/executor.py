@@ -45,6 +45,8 @@ class ReplicaProgress:
     replica: int
     tiles: int
     """Classified since it began to serve."""
+    signs: int = 0
+    """Grows with whatever else it gets done: blocks read, bytes hashed or copied."""
 
 
 Event = ReplicaReady | LeaseDone | ReplicaProgress | ReplicaLost

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cvm_batch import signs
 from cvm_batch.archives.archive import TileBlock
 from cvm_batch.archives.places.files import as_slide_error
 from cvm_batch.errors import SlideError
@@ -110,6 +111,7 @@ class _PartReader:
                 return _ReadBlock(self.tally)
             block = taken.archive.read(start, stop)
             tiles = _readable(block)
+            signs.note()
             self._after_block(stop - start)
         except Exception as error:
             if self._given_up:  # closed under this thread by another block's error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from cvm_batch import signs
 from cvm_batch.results.cells import PartFiles
 from cvm_batch.results.layout import lease_file
 from cvm_batch.screening.tally import PartTally
@@ -58,7 +59,9 @@ def _write(files: PartFiles, name: str, tallies: Sequence[PartTally]) -> Written
     cells_file = tops_file = None
     if found:
         cells_file = files.write_cells(name, [*found.values()])
+        signs.note()
         tops_file = files.write_tops(name, [*found.values()])
+    signs.note()
     return {
         tally: tally.outcome(cells_file=cells_file, tops_file=tops_file)
         if tally in found

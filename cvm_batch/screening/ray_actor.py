@@ -35,5 +35,6 @@ class ReplicaActor:
     def classify(self, lease: Lease) -> Sequence[PartOutcome]:
         return self._replica.classify(lease)
 
-    def tiles_done(self) -> int:
-        return self._replica.tiles_done
+    def progress(self) -> tuple[int, int]:
+        """Tiles classified, and signs of other work."""
+        return self._replica.tiles_done, self._replica.signs

@@ -244,7 +244,7 @@ class RayExecutor:
         for replica, actor in list(self._actors.items()):
             if actor.share.node not in names:
                 self._remove(replica)
-                event = ReplicaLost(replica, "its node has left the cluster", Loss.PREEMPTED)
+                event = ReplicaLost(replica, "its node has left the cluster", Loss.NODE_LOST)
                 self._lost_already.append(event)
         self._move_those_without_room(nodes)
         self._fill(nodes)
@@ -272,7 +272,7 @@ class RayExecutor:
         asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
         for replica in self._busy() - asked:
             actor = self._actors[replica].handle
-            self._calls[actor.tiles_done.remote()] = _Call(replica, _Kind.PROGRESS)
+            self._calls[actor.progress.remote()] = _Call(replica, _Kind.PROGRESS)
 
     def _event(self, ref: Any) -> Event | None:
         call = self._calls.pop(ref)
@@ -290,7 +290,7 @@ class RayExecutor:
                 self._answered_at = time.monotonic()
                 return LeaseDone(call.replica, call.lease, answer)
             case _Kind.PROGRESS:
-                return ReplicaProgress(call.replica, answer)
+                return ReplicaProgress(call.replica, *answer)
         self._serving.add(call.replica)
         self._fleet.started(self._share_of(call))
         return ReplicaReady(call.replica, answer)
@@ -329,10 +329,10 @@ class RayExecutor:
         return self._lost(call, f"on its node: {'; '.join(lacking)}")
 
     def _how_lost(self, call: _Call, error: RayError) -> Loss:
-        """Nothing that a replica held is to blame for the end of its node."""
-        preempted = isinstance(error, RayActorError) and error.preempted
-        gone = preempted or self._cluster.lost(self._share_of(call).node)
-        return Loss.PREEMPTED if gone else Loss.DIED
+        """By itself, with its node, or with a node that the cluster took away."""
+        if isinstance(error, RayActorError) and error.preempted:
+            return Loss.PREEMPTED
+        return Loss.NODE_LOST if self._cluster.lost(self._share_of(call).node) else Loss.DIED
 
     def _failed(self, call: _Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""
@@ -363,7 +363,7 @@ class RayExecutor:
         served = call.replica in self._serving
         share = self._remove(call.replica)
         nodes = self._cluster.nodes()
-        if loss is not Loss.PREEMPTED:
+        if loss not in (Loss.PREEMPTED, Loss.NODE_LOST):
             again = self._fleet.lost(share, time.monotonic(), served=served)
             self._wanted_at = min(self._wanted_at, again)
             self._check_hope(nodes, detail)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cvm_batch import signs
 from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.errors import BundleDigestError, RunAbortedError
 from cvm_batch.model.backends.starting import start_engine
@@ -87,6 +88,7 @@ class Replica:
             lanes=self._engine.lanes,
             sentinel_difference=self._engine.sentinel_difference,
             versions={**versions(), "torch": torch.__version__},  # with its build: 2.15.0+cu132
+            node=platform.node(),
         )
 
     def classify(self, lease: Lease) -> list[PartOutcome]:
@@ -121,8 +123,14 @@ class Replica:
 
     @property
     def tiles_done(self) -> int:
-        """Tiles classified since the replica began to serve: a sign of life."""
+        """Tiles classified since the replica began to serve."""
         return self._tiles_done
+
+    @property
+    def signs(self) -> int:
+        """Grows with all else that this process gets done: bytes hashed, blocks read, archives
+        opened, parts ended."""
+        return signs.seen()
 
     def _count(self, batch: Batch, result: Future[Classified], finishing: Finishing) -> None:
         found = result.result()

@@ -15,7 +15,7 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.stores.store import results_root
-from cvm_batch.screening.dispatcher import LeasePolicy
+from cvm_batch.screening.policy import LeasePolicy
 
 
 class ExecutorKind(StrEnum):
@@ -59,7 +59,7 @@ class Settings:
     until: float | None = None
     """Seconds since the epoch by which running work is to have ended; None: no end."""
     patience_seconds: float = LeasePolicy.patience_seconds
-    """A replica that classifies nothing for so long, with work in hand, is ended and replaced."""
+    """A replica with work in hand that shows no sign of it for so long is ended and replaced."""
     retry: bool = False
     """Take up slides that are not complete, also those that failed for a lasting reason, and
     nothing else."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cvm_batch import signs
 from cvm_batch.archives.archive import SlideArchive, SlideInfo
 from cvm_batch.archives.formats import open_archive
 from cvm_batch.archives.opening import OpenOptions
@@ -69,6 +70,7 @@ class Shelf:
             with entry.lock:
                 if entry.archive is None:
                     entry.archive = self._open_slide(slide)
+                    signs.note()
                 info = self._check(slide, entry)
         except BaseException:
             self._release(slide, entry, spoiled=True)

@@ -53,6 +53,10 @@ class Part:
     """Earlier attempts that ended in an error that may pass."""
     deaths: int = 0
     """Earlier attempts that killed their replica while they were alone on it."""
+    nodes: int = 0
+    """Earlier attempts whose node went away under them."""
+    failed_on: tuple[int, ...] = ()
+    """Replicas on which it ended in an error that may pass."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -75,7 +79,9 @@ class Loss(StrEnum):
 
     DIED = "died"
     PREEMPTED = "preempted"
-    """Its node was taken away, so that nothing it held is to blame."""
+    """Its node was taken away, and the cluster says so: nothing it held is to blame."""
+    NODE_LOST = "node_lost"
+    """Its node went away. As a rule by itself; but a slide can use up a node's memory."""
     HUNG = "hung"
     """It got on with nothing, and was ended."""
 
@@ -180,3 +186,5 @@ class ReplicaInfo:
     sentinel_difference: float
     """Largest probability difference from the recorded outputs."""
     versions: Mapping[str, str]
+    node: str = ""
+    """The machine or the pod that it runs on, by its own name."""

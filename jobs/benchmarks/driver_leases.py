@@ -19,8 +19,9 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.layout import RunName
 from cvm_batch.screening import ray_executor
-from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
+from cvm_batch.screening.dispatcher import Dispatcher
 from cvm_batch.screening.executor import LeaseDone, ReplicaProgress, ReplicaReady
+from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.ray_executor import RayExecutor
 from cvm_batch.screening.work import ReplicaSpec, SlideSource
 

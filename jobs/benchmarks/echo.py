@@ -49,8 +49,8 @@ class EchoReplica:
         file = lease_file(lease.number, 0)
         return [self._outcome(part, file) for part in lease.parts]
 
-    def tiles_done(self) -> int:
-        return self._tiles
+    def progress(self) -> tuple[int, int]:
+        return self._tiles, 0
 
     def _outcome(self, part: Part, file: str) -> PartOutcome:
         run = self._spec.run

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.errors import Reason
 from cvm_batch.results.schemas import Status
-from cvm_batch.screening.dispatcher import Dispatcher, LeasePolicy
+from cvm_batch.screening.dispatcher import Dispatcher
+from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
 
 POLICY = LeasePolicy(batch_size=8, backoff_seconds=1.0)
@@ -115,7 +116,7 @@ def test_a_passing_error_is_tried_again_after_a_wait() -> None:
     made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], now=10.0)
     assert made.next_lease(0, 10.5) is None
     again = lease_for(made, now=11.0)
-    assert again.parts == (replace(lease.parts[0], attempt=1, errors=1),)
+    assert again.parts == (replace(lease.parts[0], attempt=1, errors=1, failed_on=(0,)),)
     assert made.lease_done(again.number, outcomes(again), 12.0) == [0]
     assert made.ledger.accounts[0].attempts == 2
 
@@ -206,6 +207,178 @@ def test_preempted_nodes_are_not_charged_to_the_slide() -> None:
     assert made.ledger.accounts[0].failure is None
 
 
+def test_what_was_preempted_is_suspected_of_nothing() -> None:
+    made = dispatcher(*[4] * 200)
+    lost = lease_for(made)
+    made.replica_lost(0, Loss.PREEMPTED, "spot", 1.0)
+    made.add_replica(1, 1.0)
+    again = lease_for(made, 1, 1.0)
+    assert [part.slide.number for part in again.parts][: len(lost.parts)] == list(range(8))
+    assert made.next_lease(1, 1.0) is not None, "nothing runs alone"
+
+
+def test_a_slide_that_takes_nodes_down_fails_and_its_neighbours_are_complete() -> None:
+    made = dispatcher(*[4] * 8)
+    killer, replica, alone = 5, 0, 0
+    ended: list[int] = []
+    while not made.done:
+        lease = lease_for(made, replica, 1.0)
+        if killer in {part.slide.number for part in lease.parts}:
+            alone += len(lease.parts) == 1
+            ended += made.replica_lost(replica, Loss.NODE_LOST, "no answer", 1.0)
+            replica += 1
+            made.add_replica(replica, 1.0, f"node-{replica}")
+        else:
+            ended += made.lease_done(lease.number, outcomes(lease), 1.0)
+    assert sorted(ended) == list(range(8))
+    assert (replica, alone) == (POLICY.max_nodes, 3)
+    failures = {n: account.failure for n, account in enumerate(made.ledger.accounts)}
+    failure = failures.pop(killer)
+    assert failure is not None
+    assert (failure.reason, set(failures.values())) == (Reason.REPLICA_LOST, {None})
+    assert "5 nodes went away" in failure.detail
+
+
+def test_suspects_that_may_take_their_node_down_do_not_share_one() -> None:
+    made = dispatcher(8, 8, policy=replace(POLICY, suspect_share=1))
+    for replica in (1, 2):
+        lease_for(made, replica - 1, 1.0)
+        lease_for(made, replica - 1, 1.0)
+        made.replica_lost(replica - 1, Loss.NODE_LOST, "no answer", 1.0)
+        made.add_replica(replica, 1.0, "left")
+    made.add_replica(3, 1.0, "left")
+    made.add_replica(4, 1.0, "right")
+    assert len(lease_for(made, 2, 1.0).parts) == 1
+    assert made.next_lease(3, 1.0) is None
+    assert len(lease_for(made, 4, 1.0).parts) == 1
+
+
+def test_a_part_that_fails_is_tried_on_another_node() -> None:
+    made = dispatcher(8)
+    for replica, node in ((1, ""), (2, "elsewhere")):
+        made.add_replica(replica, 0.0, node)
+    lease = lease_for(made)
+    made.lease_done(lease.number, [failed(lease.parts[0], Reason.READ_ERROR)], 1.0)
+    assert made.next_lease(0, 10.0) is None, "it has failed here"
+    assert made.next_lease(1, 10.0) is None, "on this node"
+    made.replica_lost(2, Loss.DIED, "killed", 11.0)
+    assert made.next_lease(0, 12.0) is None, "this very replica has failed it"
+    assert lease_for(made, 1, 12.0).parts[0].errors == 1
+
+
+def test_what_seems_changed_on_one_node_is_asked_of_another() -> None:
+    made = dispatcher(8)
+    made.add_replica(1, 0.0, "elsewhere")
+    lease = lease_for(made)
+    assert made.lease_done(lease.number, [failed(lease.parts[0], Reason.INPUT_CHANGED)], 1.0) == []
+    again = lease_for(made, 1, 10.0)
+    assert made.lease_done(again.number, [failed(again.parts[0], Reason.INPUT_CHANGED)], 11.0) == [
+        0
+    ]
+
+
+def all_fail(lease: Lease) -> list[PartOutcome]:
+    return [failed(part, Reason.READ_ERROR) for part in lease.parts]
+
+
+def test_a_replica_that_fails_all_is_suspended_and_then_tried_with_one_part() -> None:
+    made = dispatcher(*[4] * 100)
+    made.add_replica(1, 0.0, "healthy")
+    bad = lease_for(made)
+    made.lease_done(bad.number, all_fail(bad), 0.01)
+    assert made.newly_suspended() == [(0, POLICY.suspend_seconds)]
+    assert made.newly_suspended() == []
+    assert made.next_lease(0, 14.0) is None
+    probe = lease_for(made, 0, 16.0)
+    assert [part.errors for part in probe.parts] == [0], "a fresh one, which has all its attempts"
+    assert made.next_lease(0, 16.0) is None, "and no more"
+    made.lease_done(probe.number, all_fail(probe), 16.01)
+    assert made.next_lease(0, 16.0 + 1.9 * POLICY.suspend_seconds) is None, "twice as long"
+    probe = lease_for(made, 0, 16.1 + 2 * POLICY.suspend_seconds)
+    made.lease_done(probe.number, outcomes(probe), 50.0)
+    assert len(lease_for(made, 0, 50.0).parts) > 1
+
+
+def test_slides_that_cannot_be_read_anywhere_make_no_replica_doubted() -> None:
+    made = dispatcher(*[8] * 12)
+    for replica in (1, 2, 3):
+        made.add_replica(replica, 0.0, f"node-{replica}")
+    ended: list[int] = []
+    for turn, replica in enumerate([0, 1, 2, 3] * 40):
+        now = 10.0 * turn
+        while (lease := made.next_lease(replica, now)) is not None:
+            ended += made.lease_done(
+                lease.number,
+                [
+                    failed(part, Reason.READ_ERROR) if part.slide.number < 5 else counted(part)
+                    for part in lease.parts
+                ],
+                now,
+            )
+    assert sorted(ended) == list(range(12))
+    assert made.newly_suspended() == []
+
+
+def test_while_nobody_can_read_one_part_at_a_time_is_tried() -> None:
+    made = dispatcher(*[4] * 200)
+    made.add_replica(1, 0.0, "other")
+    for replica in (0, 1):
+        lease = lease_for(made, replica)
+        made.lease_done(lease.number, all_fail(lease), 0.01)
+    probe = lease_for(made, 0, 20.0)
+    assert made.next_lease(1, 20.0) is None, "the other waits for its answer"
+    made.lease_done(probe.number, all_fail(probe), 20.01)
+    assert made.next_lease(1, 21.0) is None
+    probe = lease_for(made, 1, 60.0)
+    made.lease_done(probe.number, outcomes(probe), 61.0)
+    assert len(lease_for(made, 1, 61.0).parts) > 1
+    assert len(lease_for(made, 0, 61.0).parts) == 1, "at once, now that the store is back"
+    assert all(account.failure is None for account in made.ledger.accounts)
+
+
+def test_where_nobody_can_read_for_long_the_run_comes_to_its_end() -> None:
+    made = dispatcher(*[4] * 50)
+    now = 0.0
+    while not made.done:
+        assert now < 2 * POLICY.outage_seconds
+        lease = made.next_lease(0, now)
+        if lease is not None:
+            made.lease_done(lease.number, all_fail(lease), now)
+        now += 1.0
+    assert {account.failure and account.failure.reason for account in made.ledger.accounts} == {
+        Reason.READ_ERROR
+    }
+
+
+def test_failures_are_no_speed() -> None:
+    made = dispatcher(*[32] * 3_000)
+    lease = lease_for(made, now=0.0)
+    made.lease_done(lease.number, outcomes(lease), 4.0)
+    measured = lease_for(made, now=4.0)
+    mixed = [failed(measured.parts[0], Reason.READ_ERROR)] * len(measured.parts)
+    made.lease_done(measured.number, mixed, 4.001)
+    assert lease_for(made, now=10.0).tiles == measured.tiles
+
+
+def test_an_urgent_slide_goes_before_suspects() -> None:
+    made = dispatcher(*[4] * 8)
+    lease_for(made)
+    made.replica_lost(0, Loss.DIED, "killed", 1.0)
+    made.add_replica(1, 1.0)
+    made.add_slide(replace(sources(1)[0], number=8, slide_id="urgent"), 8, priority=5)
+    assert lease_for(made, 1, 1.0).parts[0].slide.number == 8
+
+
+def test_suspects_leave_most_replicas_to_other_work() -> None:
+    made = dispatcher(*[40] * 40)
+    for replica in range(1, 9):
+        made.add_replica(replica)
+    lease_for(made)
+    made.replica_lost(0, Loss.DIED, "killed", 1.0)
+    alone = [lease_for(made, replica, 1.0).parts[0].attempt for replica in range(1, 9)]
+    assert sum(alone) == 1, "the one lost part; and nobody waits for it"
+
+
 def test_an_urgent_slide_overtakes_one_that_is_half_handed_out() -> None:
     made = dispatcher(1_000, 500)
     first = lease_for(made)
@@ -230,6 +403,47 @@ def test_a_replica_that_gets_on_with_nothing_is_overdue() -> None:
     assert made.overdue(late) == []
     made.note_progress(0, 8, late + 60)  # the same tiles are no progress
     assert made.overdue(late + POLICY.patience_seconds + 1) == [0]
+
+
+def test_a_lease_that_is_left_behind_makes_its_replica_overdue() -> None:
+    made = dispatcher(100_000)
+    stuck = lease_for(made, now=0.0)
+    now = 0.0
+    for _ in range(3):
+        lease = lease_for(made, now=now)
+        now += 10.0
+        made.lease_done(lease.number, outcomes(lease), now)
+    assert stuck.number < lease.number
+    lease_for(made, now=now)
+    made.note_progress(0, 10_000, now + POLICY.patience_seconds)
+    assert made.overdue(now + POLICY.patience_seconds) == []
+    assert made.overdue(now + POLICY.patience_seconds + 1) == [0]
+
+
+def test_signs_of_other_work_than_tiles_are_signs_of_life() -> None:
+    made = dispatcher(1_000)
+    lease_for(made, now=0.0)
+    made.note_progress(0, 0, 100.0, signs=6_000_000_000)
+    assert made.overdue(101.0 + POLICY.patience_seconds - 2) == []
+    made.note_progress(0, 0, 200.0, signs=6_000_000_000)  # the same again is none
+    assert made.overdue(101.0 + POLICY.patience_seconds) == [0]
+
+
+def test_a_replica_that_is_being_ended_gets_nothing_more() -> None:
+    made = dispatcher(8)
+    held = lease_for(made, now=0.0)
+    made.add_slide(replace(sources(1)[0], number=1, slide_id="later"), 8)
+    assert made.hungry() == [0]
+    late = POLICY.patience_seconds + 1
+    assert made.overdue(late) == [0]
+    made.retire(0)
+    assert made.hungry() == []
+    assert made.overdue(late) == [], "it is ended once"
+    assert made.lease_done(held.number, outcomes(held), late) == [0], "its answer still counts"
+    assert made.hungry() == [], "what it has answered makes it no better"
+    made.replica_lost(0, Loss.HUNG, "ended", late)
+    made.add_replica(1, late)
+    assert lease_for(made, 1, late).parts[0].slide.number == 1
 
 
 def test_running_leases_count_as_far_as_they_are() -> None:
@@ -290,12 +504,43 @@ def test_a_slide_that_cannot_end_in_time_is_not_begun() -> None:
     lease = lease_for(made, now=0.0)
     assert {part.slide.number for part in lease.parts} == {0}, "no speed is known yet"
     made.lease_done(lease.number, outcomes(lease), 4.0)
+    lease = lease_for(made, now=4.0)
+    made.lease_done(lease.number, outcomes(lease), 8.0)
     made.add_slide(replace(sources(1)[0], number=2, slide_id="giant"), 5_000, priority=9)
-    small = lease_for(made, now=5.0)
+    small = lease_for(made, now=8.0)
     assert 2 not in {part.slide.number for part in small.parts}
     for replica in range(1, 50):
-        made.add_replica(replica, 5.0)
-    assert {part.slide.number for part in lease_for(made, 1, 5.0).parts} == {2}, "many can"
+        made.add_replica(replica, 8.0)
+    assert {part.slide.number for part in lease_for(made, 1, 8.0).parts} == {2}, "many can"
+
+
+def test_what_was_set_aside_is_taken_up_once_the_replicas_prove_faster() -> None:
+    made = dispatcher(*[160] * 2, 100)
+    made.until = 1_000.0
+    now = 0.0
+    for seconds in (300.0, 300.0):
+        lease = lease_for(made, now=now)
+        now += seconds
+        made.lease_done(lease.number, outcomes(lease), now)
+    made.add_slide(replace(sources(1)[0], number=3, slide_id="large"), 1_000, priority=9)
+    lease = lease_for(made, now=now)
+    assert 3 not in {part.slide.number for part in lease.parts}
+    made.lease_done(lease.number, outcomes(lease), now + 2.0)
+    assert lease_for(made, now=now + 2.0).parts[0].slide.number == 3
+
+
+@pytest.mark.parametrize("loss", [Loss.DIED, Loss.PREEMPTED])
+@pytest.mark.parametrize(("now", "fits"), [(60.0, True), (80.0, False)])
+def test_what_was_lost_is_not_tried_past_the_deadline(loss: Loss, now: float, fits: bool) -> None:
+    made = dispatcher(32, 3_200)
+    made.until = 100.0
+    made.set_priority(0, 1)
+    assert [part.slide.number for part in lease_for(made).parts] == [0]
+    made.add_replica(1, 0.0)
+    slow = lease_for(made, 1, now=0.0)
+    made.lease_done(slow.number, outcomes(slow), float(slow.tiles))  # a tile a second
+    made.replica_lost(0, loss, "gone", 40.0)
+    assert (lease_for(made, 1, now).parts[0].slide.number == 0) is fits
 
 
 def test_read_errors_and_deaths_are_counted_apart() -> None:

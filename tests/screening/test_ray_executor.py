@@ -180,7 +180,7 @@ def test_a_lost_node_costs_nothing_but_time(
     executor = Watched(address=cluster.address)
     summary = run_on(executor, settings, report=once_under_way(remove))
     assert summary.exit_code is ExitCode.COMPLETE
-    assert executor.losses == [Loss.PREEMPTED], "no slide is to be charged, nor a start to be tried"
+    assert executor.losses == [Loss.NODE_LOST], "no slide is to be charged, nor a start to be tried"
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
 
 

@@ -251,13 +251,13 @@ def _judge(
             truth = dict(zip(BUNDLE.spec.class_names, counts(number, 0, tiles), strict=True))
             assert dict(row.class_counts or {}) == truth, f"slide {number} is counted wrongly"
             assert row.cells_classified == row.cells_expected == tiles
-            assert number not in night.broken | night.killers | night.hangers
+            assert number not in night.broken | night.killers | night.hangers | night.node_killers
             continue
         reason = Reason(row.reason or "")
         assert row.class_counts is None
         if number in night.broken:
             allowed = {Reason.BAD_FORMAT}
-        elif number in night.killers:
+        elif number in night.killers | night.node_killers:
             allowed = {Reason.REPLICA_LOST}
         elif number in night.hangers:
             allowed = {Reason.TIMEOUT}
@@ -274,7 +274,7 @@ def _left(night: Night, numbers: list[int]) -> Night:
     place = {number: at for at, number in enumerate(numbers)}
     left = {
         field: frozenset(place[n] for n in getattr(night, field) if n in place)
-        for field in ("broken", "killers", "hangers")
+        for field in ("broken", "killers", "hangers", "node_killers")
     }
     arguments: dict[str, Any] = {**night.__dict__, **left, "numbers": numbers}
     arguments["tiles"] = [night.tiles[n] for n in numbers]

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from cvm_batch.results.slides import SlideRow
 from tests.simulation.playing import play
 from tests.simulation.world import Night, Weather
 
@@ -19,6 +20,10 @@ ROUGH = Weather(
     duplicate=0.05,
     read_error=0.02,
     failed_start=0.05,
+    node_loss=0.01,
+    stuck=0.01,
+    slow_start=0.1,
+    sick=0.1,
 )
 
 
@@ -29,7 +34,7 @@ def random_night(seed: int, *, most_slides: int = 60) -> Night:
     largest = luck.choice([1, 20, 300, 5_000])
     tiles = [luck.randint(1, largest) for _ in range(count)]
     bad = luck.sample(range(count), k=min(count, luck.choice([0, 0, 1, 3])))
-    kinds = [luck.randrange(3) for _ in bad]
+    kinds = [luck.randrange(4) for _ in bad]
     storm = luck.choice([0.0, 0.3, 1.0, 2.0])
     weather = Weather(**{name: min(0.5, storm * chance) for name, chance in vars(ROUGH).items()})
     return Night(
@@ -40,13 +45,21 @@ def random_night(seed: int, *, most_slides: int = 60) -> Night:
         broken=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 0),
         killers=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 1),
         hangers=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 2),
+        node_killers=frozenset(n for n, kind in zip(bad, kinds, strict=True) if kind == 3),
+        outage=luck.choice([(0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (60.0, 600.0), (0.0, 9_000.0)]),
     )
 
 
 def play_seed(seed: int, *, most_slides: int) -> None:
     night = random_night(seed, most_slides=most_slides)
     luck = random.Random(seed)
-    play(night, seed, driver_kills=luck.choice([0, 0, 1, 3]), late=luck.choice([0, 0, 5]))
+    play(
+        night,
+        seed,
+        driver_kills=luck.choice([0, 0, 1, 3]),
+        late=luck.choice([0, 0, 5]),
+        hours=luck.choice([None, None, None, 0.02, 0.3]),
+    )
 
 
 @pytest.mark.parametrize("hundred", range(20))
@@ -88,6 +101,49 @@ def test_a_hanging_slide_does_not_stall_the_night() -> None:
     night = Night(tiles=[50] * 300, replicas=8, hangers=frozenset({7}))
     played = play(night, 5)
     assert [row.reason for row in played.rows if row.status != "complete"] == ["timeout"]
+    assert played.seconds < 20 * 60
+
+
+def not_complete(rows: list[SlideRow]) -> dict[str, str | None]:
+    return {row.slide_id: row.reason for row in rows if row.status != "complete"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_slide_that_takes_nodes_down_is_found_out_among_others(seed: int) -> None:
+    night = Night(tiles=[10] * 500, replicas=12, node_killers=frozenset({13, 250}))
+    played = play(night, seed)
+    assert not_complete(played.rows) == {
+        "slide-000013": "replica_lost",
+        "slide-000250": "replica_lost",
+    }
+    assert played.seconds < 20 * 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_node_that_cannot_read_costs_no_slide(seed: int) -> None:
+    night = Night(tiles=[40] * 2_000, replicas=12, sick_nodes=frozenset({1}))
+    played = play(night, seed)
+    assert not_complete(played.rows) == {}
+    assert played.seconds < 1.5 * sum(night.tiles) / (8 * 100) + 60
+
+
+def test_an_outage_of_the_store_costs_no_slide() -> None:
+    night = Night(tiles=[40] * 2_000, replicas=12, outage=(30.0, 30.0 + 20 * 60))
+    played = play(night, 1)
+    assert not_complete(played.rows) == {}
+    assert played.seconds < 20 * 60 + 500
+
+
+def test_slow_first_leases_do_not_end_a_run_long_before_its_hour() -> None:
+    for seed in range(20):
+        night = Night(tiles=[60] * 100, replicas=1, weather=Weather(slow_start=1.0))
+        assert play(night, seed, hours=0.25).left == 0, f"seed {seed}"
+
+
+def test_a_lease_that_is_never_answered_does_not_end_with_its_night() -> None:
+    weather = Weather(stuck=0.02)
+    played = play(Night(tiles=[400] * 300, replicas=6, weather=weather), 4)
+    assert not_complete(played.rows) == {}
     assert played.seconds < 20 * 60
 
 

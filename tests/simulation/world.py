@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +56,14 @@ class Weather:
     """Per part: passes."""
     failed_start: float = 0.0
     """Per replica."""
+    node_loss: float = 0.0
+    """All replicas of the node are lost at once, and nobody says that it was taken away."""
+    stuck: float = 0.0
+    """The lease is never answered, while its replica goes on with others."""
+    slow_start: float = 0.0
+    """Per replica: its first lease takes minutes longer, in which it hashes and copies."""
+    sick: float = 0.0
+    """Per node: whatever is read there fails at once, for ten minutes or for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,14 @@ class Night:
     """Slides that kill whoever reads them."""
     hangers: frozenset[int] = frozenset()
     """Slides whose decoding never ends."""
+    node_killers: frozenset[int] = frozenset()
+    """Slides that take the node of whoever reads them down."""
+    sick_nodes: frozenset[int] = frozenset()
+    """Nodes that cannot read, all night long."""
+    outage: tuple[float, float] = (0.0, 0.0)
+    """Seconds of the night in which nobody can read."""
+    per_node: int = 4
+    """Replicas on one node."""
     numbers: Sequence[int] = ()
     """The slides' own numbers, where a driver has only some of them left."""
 
@@ -96,6 +113,8 @@ class DriverKilled(BaseException):
 class _Replica:
     speed: float
     busy_until: float
+    node: str
+    slow_start: bool = False
     held: list[Lease] = field(default_factory=list)
     done: int = 0
     hanging: bool = False
@@ -116,6 +135,8 @@ class SimulatedExecutor:
         self._numbers = itertools.count()
         self._lost: set[int] = set()
         self._ended: set[int] = set()
+        self._began = clock.time
+        self._sick_until: dict[str, float] = {}
         self.events = 0
         self.happenings = 0
         """Leases handed out and events told: while it stands still, so do the books."""
@@ -141,6 +162,7 @@ class SimulatedExecutor:
 
     def submit(self, replica: int, lease: Lease) -> None:
         assert not self.closed
+        assert replica not in self._ended, "a lease for a replica that was ended"
         state = self._replicas[replica]
         assert len(state.held) < 2, "more than two leases in flight"
         assert lease.parts, "an empty lease"
@@ -184,7 +206,8 @@ class SimulatedExecutor:
             self._later(at, ReplicaLost(number, "did not come up"))
             return
         speed = self._night.tiles_per_second * self._random.uniform(0.5, 2)
-        self._replicas[number] = _Replica(speed, at)
+        slow = self._random.random() < self._night.weather.slow_start
+        self._replicas[number] = _Replica(speed, at, self._node(number), slow)
         info = ReplicaInfo(
             device="simulated",
             precision="fp32",
@@ -193,8 +216,23 @@ class SimulatedExecutor:
             lanes=2,
             sentinel_difference=0.0,
             versions={},
+            node=self._replicas[number].node,
         )
         self._later(at, ReplicaReady(number, info))
+
+    def _node(self, replica: int) -> str:
+        place = replica % max(1, self._night.replicas // self._night.per_node)
+        node = f"node-{place}"
+        if node not in self._sick_until:
+            ill = self._random.random() < self._night.weather.sick
+            seconds = self._random.choice([600.0, math.inf]) if ill else 0.0
+            seconds = math.inf if place in self._night.sick_nodes else seconds
+            self._sick_until[node] = self._clock.time + seconds
+        return node
+
+    def _cannot_read(self, node: str, at: float) -> bool:
+        begins, ends = self._night.outage
+        return at < self._sick_until[node] or begins <= at - self._began < ends
 
     def _run(self, replica: int, state: _Replica, lease: Lease) -> None:
         """Decide what becomes of a lease, and when."""
@@ -204,6 +242,17 @@ class SimulatedExecutor:
         slides = {part.slide.number for part in lease.parts}
         if slides & self._night.hangers or chance() < weather.stall:
             state.hanging = True
+            return
+        if self._cannot_read(state.node, started):
+            self._fails_fast(replica, state, lease, started)
+            return
+        if slides & self._night.node_killers or chance() < weather.node_loss:
+            at = started + seconds * chance()
+            for other, beside in self._replicas.items():
+                if beside.node == state.node:
+                    self._later(at, ReplicaLost(other, "no answer", Loss.NODE_LOST))
+            return
+        if chance() < weather.stuck:
             return
         if slides & self._night.killers or chance() < weather.death:
             self._later(started + seconds * chance(), ReplicaLost(replica, "killed"))
@@ -218,12 +267,26 @@ class SimulatedExecutor:
                 share = int(lease.tiles * 30 * step / seconds)
                 told = ReplicaProgress(replica, state.done + share)
                 self._later(started + 30 * step, told)
+        if state.slow_start:
+            state.slow_start = False
+            extra = self._random.uniform(60, 600)
+            for second in range(20, int(extra), 20):
+                self._later(started + second, ReplicaProgress(replica, state.done, second))
+            seconds += extra
         state.busy_until = started + seconds
         state.done += lease.tiles
         answer = LeaseDone(replica, lease.number, [self._outcome(part) for part in lease.parts])
         self._later(state.busy_until, answer)
         if chance() < weather.duplicate:
             self._later(state.busy_until + self._random.uniform(0, 60), answer)
+
+    def _fails_fast(self, replica: int, state: _Replica, lease: Lease, started: float) -> None:
+        state.busy_until = started + 0.001 * len(lease.parts)
+        failure = Failure(Reason.READ_ERROR, "transport endpoint is not connected")
+        for part in lease.parts:
+            self.read_errors[part.slide.number, part.start] += 1
+        outcomes = [PartOutcome(part=part, failure=failure) for part in lease.parts]
+        self._later(state.busy_until, LeaseDone(replica, lease.number, outcomes))
 
     def _outcome(self, part: Part) -> PartOutcome:
         slide = part.slide.number

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cvm_batch import signs
 from cvm_batch.archives.limits import MAX_MEMBERS
 from cvm_batch.archives.places.names import Names, encode
 from cvm_batch.errors import (
@@ -63,6 +64,7 @@ class Listing:
 
         def taken() -> Iterator[str]:
             for stamp in stamps:
+                signs.note()
                 sizes.append(stamp.size)
                 times.append(stamp.mtime_ns)
                 if stamp.version:

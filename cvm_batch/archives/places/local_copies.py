@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from cvm_batch import signs
 from cvm_batch.archives.limits import MIB
 from cvm_batch.archives.places.files import FileStamp, identity
 from cvm_batch.archives.places.names import encode
@@ -131,6 +132,7 @@ class LocalCopies:
                     "higher, or read fewer slides at once; a further submit tries again."
                 )
             time.sleep(_POLL_S)
+            signs.note()  # no work, but an end of its own: a watchdog need not be quicker
 
     def _reserved(self, descriptor: int, size: int) -> bool:
         with _lock_of_all(self.folder):
@@ -229,6 +231,7 @@ def _fill(descriptor: int, file: OpenFile) -> None:
     size = file.opened.size
     for offset in range(0, size, _PIECE_BYTES):
         _write(descriptor, file.read_at(offset, min(_PIECE_BYTES, size - offset)), offset)
+        signs.note()
     file.check()
     os.fsync(descriptor)
 

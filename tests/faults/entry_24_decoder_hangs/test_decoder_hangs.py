@@ -20,7 +20,7 @@ from cvm_batch.errors import ExitCode, Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.schemas import Status
 from cvm_batch.screening import driver
-from cvm_batch.screening.dispatcher import LeasePolicy
+from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.ray_executor import RayExecutor
 from tests.archives.making import write_zip
 from tests.faults.killers import arm

@@ -1,0 +1,67 @@
+"""Parts that have been tried and wait for another attempt. Pure."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cvm_batch.screening.ledger import Ledger
+from cvm_batch.screening.work import Part
+
+
+class Waiting(NamedTuple):
+    """A place in the queue. Numbers are given once, so that parts are never compared."""
+
+    turn: int
+    number: int
+    part: Part
+
+
+class PartQueue:
+    """Parts by the priority of their slide, then in the order in which they came.
+
+    What has been superseded, or belongs to a slide that has ended, is left out by itself.
+    """
+
+    def __init__(self, ledger: Ledger, priorities: Sequence[int]) -> None:
+        """``priorities``: of slides, by number; say `resort` when they change."""
+        self._ledger = ledger
+        self._priorities = priorities
+        self._numbers = itertools.count()
+        self._heap: list[Waiting] = []
+        self._sorted = True
+
+    def __bool__(self) -> bool:
+        return self.first() is not None
+
+    def push(self, part: Part) -> None:
+        heapq.heappush(self._heap, Waiting(self._turn(part), next(self._numbers), part))
+
+    def put_back(self, popped: Iterable[Waiting]) -> None:
+        """To where they were before."""
+        for waiting in popped:
+            heapq.heappush(self._heap, waiting)
+
+    def resort(self) -> None:
+        self._sorted = False
+
+    def first(self) -> Part | None:
+        if not self._sorted:
+            self._heap = [Waiting(self._turn(part), number, part) for _, number, part in self._heap]
+            heapq.heapify(self._heap)
+            self._sorted = True
+        while self._heap:
+            part = self._heap[0].part
+            if self._ledger.is_open(part):
+                return part
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Waiting:
+        """What `first` told."""
+        return heapq.heappop(self._heap)
+
+    def _turn(self, part: Part) -> int:
+        return -self._priorities[part.slide.number]
