@@ -199,7 +199,7 @@ def probabilities(
 
     Those go to the network's device a batch at a time, where they are elsewhere.
     """
-    device = next(network.parameters()).device
+    device = next(network.parameters(), images).device
     return torch.cat(
         [
             network(
