@@ -105,8 +105,8 @@ class PartFiles:
         if not pieces:
             return None
         columns = self._columns(found, pieces, CellColumns.concatenate(pieces))
-        files = [file for one in found for file in png_files(one.top_tiles)]
-        columns["png"] = pa.array(files, pa.binary())
+        tiles = [tile for one in found for tile in one.top_tiles]
+        columns["png"] = pa.array(png_files(tiles), pa.binary())
         return self._publish(self._run.tops_folder / name, pa.table(columns, schema=TOPS), pieces)
 
     def _columns(
