@@ -6,30 +6,71 @@ Torch is not imported here: the processes that decode do without.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cvm_batch.archives.archive import SlideInfo, TileBlock
 from cvm_batch.archives.opening import OpenOptions
-from cvm_batch.errors import ReadError
+from cvm_batch.errors import ReadError, SlideError
 from cvm_batch.screening.shelf import Shelf, Taken, opener
 from cvm_batch.screening.work import SlideSource
 
 T = TypeVar("T")
 
+#: A slide may have done that: it is not to do it to the replica as well.
+_DIED = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 #: A block takes a fraction of a second.
 _PATIENCE_SECONDS = 30.0
+#: After that, blocks are read here for so long before the cluster is tried again.
+_REST_SECONDS = 60.0
+
+
+class _Turns:
+    """Whether to ask the cluster now. Where it was silent, all of a replica's readers rest from
+    that together, and then one of them tries for the others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._silent = False
+        self._try_at = 0.0
+
+    def asks(self, now: float) -> bool:
+        with self._lock:
+            if self._silent and now >= self._try_at:
+                self._try_at = now + _PATIENCE_SECONDS + _REST_SECONDS
+                return True
+            return not self._silent
+
+    def answered(self) -> None:
+        with self._lock:
+            self._silent = False
+
+    def silent(self, now: float) -> None:
+        with self._lock:
+            self._silent, self._try_at = True, now + _REST_SECONDS
+
+
+#: Of this process.
+_TURNS = _Turns()
 
 
 class ClusterArchive:
     """A slide that other processes read. Each of them checks that it is the planned one.
 
     What none of them has read in half a minute, since their nodes have left or others hold
-    their CPUs, is read here.
+    their CPUs, is read here, and so is what they fail over for a reason that is not the slide's.
     """
 
     def __init__(self, slide: SlideSource, options: OpenOptions) -> None:
@@ -47,20 +88,30 @@ class ClusterArchive:
         """Nothing is open here: each process keeps a few archives open between blocks."""
 
     def _done(self, here: Callable[..., T], there: Any, *arguments: int) -> T:
+        if not _TURNS.asks(time.monotonic()):
+            return here(self._slide, self._options, *arguments)
         task = there.remote(self._slide, self._options, *arguments)
+        answered, _ = ray.wait([task], timeout=_PATIENCE_SECONDS)
+        if not answered:
+            _TURNS.silent(time.monotonic())
+            ray.cancel(task, force=True)  # it may hang, and would keep its CPU
+            return here(self._slide, self._options, *arguments)
+        _TURNS.answered()
         try:
-            answered, _ = ray.wait([task], timeout=_PATIENCE_SECONDS)
-            if answered:
-                found: T = ray.get(task)
-                return found
+            found: T = ray.get(task)
+            return found
         except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
+            if isinstance(error.cause, SlideError):
+                raise error.cause from None
+        except _DIED as error:
             raise ReadError(
                 f"The process that read {self._slide.uri} died, and so did the one that tried "
                 f"again: {error}. Look at the slide's files, and at the memory of the nodes."
             ) from error
-        ray.cancel(task, force=True)  # it may hang, and would keep its CPU
+        except RayError:
+            pass
+        # A full object store or disk, a package that a node lacks: reading it here tells whether
+        # it is the slide.
         return here(self._slide, self._options, *arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,13 +94,56 @@ def test_a_slide_that_ends_its_readers_costs_no_other(tmp_path: Path) -> None:
 def test_what_nobody_reads_elsewhere_is_read_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After one wait, not after one for each block; and on the cluster again once that answers."""
     making.write_zip(tmp_path / "a.zip", tiles(10, seed=1))
     slide = planned(tmp_path / "a.zip")
-    monkeypatch.setattr(cluster_decoding, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster_decoding, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(cluster_decoding, "_REST_SECONDS", 6.0)
+    turns = cluster_decoding._Turns()
+    monkeypatch.setattr(cluster_decoding, "_TURNS", turns)
     holder = ray.remote(threading.Barrier).options(num_cpus=1).remote(1)
     ray.get(holder.wait.remote())  # another's actor has the only CPU now
+    there, here = ClusterArchive(slide, PLAIN), open_archive(slide.address)
+    began = time.monotonic()
     try:
-        block = ClusterArchive(slide, PLAIN).read(0, 10)
+        blocks = [there.read(start, start + 1) for start in range(10)]
     finally:
         ray.kill(holder)
-    assert equal(block, open_archive(slide.address).read(0, 10))
+    assert 1.0 <= time.monotonic() - began < 6.0
+    assert all(equal(block, here.read(at, at + 1)) for at, block in enumerate(blocks))
+    # A process that decodes takes seconds to come up.
+    monkeypatch.setattr(cluster_decoding, "_PATIENCE_SECONDS", 30.0)
+    deadline = time.monotonic() + 60
+    while not turns.asks(0):  # a time at which nobody tries yet
+        there.read(0, 10)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_of_readers_that_rest_one_tries_for_all() -> None:
+    turns = cluster_decoding._Turns()
+    assert turns.asks(0)
+    turns.silent(30)
+    assert not turns.asks(89)
+    assert turns.asks(90)
+    assert not turns.asks(91), "another one waits for the answer"
+    turns.silent(120)
+    assert not turns.asks(179)
+    assert turns.asks(180)
+    turns.answered()
+    assert turns.asks(181)
+
+
+def test_what_a_node_lacks_is_no_fault_of_the_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder is not installed where the task runs; here it is."""
+    making.write_zip(tmp_path / "a.zip", tiles(10, seed=1))
+    slide = planned(tmp_path / "a.zip")
+
+    @ray.remote(num_cpus=1, max_retries=0)
+    def incomplete(*_: object) -> None:
+        import cvm_batch_decoder_that_is_not_installed  # noqa: F401
+
+    monkeypatch.setattr(cluster_decoding, "_READ", incomplete)
+    assert equal(ClusterArchive(slide, PLAIN).read(0, 10), open_archive(slide.address).read(0, 10))
