@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def describe_all(
     *,
     jobs: int | None = None,
     at_once: int = _AT_ONCE,
-) -> Iterator[Description]:
+) -> Generator[Description, None, None]:
     """Describe slides, several at once, in the order given.
 
     ``at_once``: slides that a worker is given together. A slide that crashes or hangs its reader
@@ -75,7 +75,9 @@ def describe_all(
                 yield Description(address=address, error=outcome.error, identity=identity)
 
 
-def identities(addresses: Iterable[SlideAddress], options: OpenOptions) -> Iterator[str | None]:
+def identities(
+    addresses: Iterable[SlideAddress], options: OpenOptions
+) -> Generator[str | None, None, None]:
     """Identities of slides, in the order given, by their files' stamps: no slide is opened.
 
     None where not even the files can be listed.

@@ -21,7 +21,14 @@ from cvm_batch.cli.screening import print_summary, run_settings
 from cvm_batch.cli.until import Until
 from cvm_batch.errors import ExitCode, ResultsError
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import RunSeen, ask_for_priority, ask_to_stop, is_running, runs_seen
+from cvm_batch.results.live import (
+    RunSeen,
+    ask_for_priority,
+    ask_to_stop,
+    is_running,
+    planning_run,
+    runs_seen,
+)
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.stores.store import results_root
 
@@ -55,7 +62,12 @@ def status(
     if address is not None:
         remote_runs.tell_status(connect(address, **connecting), target, as_json=as_json)
         return ExitCode.COMPLETE
-    seen = _find(_root(target), run_id)
+    root = _root(target)
+    planning = planning_run(ResultsFolder(root))
+    if planning is not None and run_id in (None, planning.run_id):
+        seen = planning
+    else:
+        seen = _find(root, run_id)
     if as_json:
         print_json({"state": seen.state, "live": seen.live, "run": seen.manifest})
     else:
@@ -203,6 +215,9 @@ def _find(results: Path | str, run_id: str | None) -> RunSeen:
 
 
 def _told(seen: RunSeen) -> list[str]:
+    if seen.live is not None and "planning_since" in seen.live:
+        took = timedelta(seconds=round(time.time() - seen.live["planning_since"]))
+        return [f"{seen.run_id}: {seen.state}; looks at the slides since {took}"]
     lines = [f"{seen.run_id}: {seen.state}, begun {seen.manifest['started_at']}"]
     if seen.live is not None:
         lines.append(_live_line(seen.live))

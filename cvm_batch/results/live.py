@@ -1,6 +1,7 @@
 """What a running run tells those who look at its results folder, and what they may ask of it.
 
-    runs/<run_id>.live   where the run stands (JSON), replaced every few seconds, gone at its end
+    runs/<run_id>.live   where the run stands (JSON), replaced every few seconds, gone at its end;
+                         while it plans, it is all that there is of the run
     runs/<run_id>.stop   somebody wants it to stop
     runs/<run_id>-<nnn>.priority   somebody wants some slides to go earlier or later (JSON)
 
@@ -113,6 +114,22 @@ def runs_seen(results: ResultsFolder) -> list[RunSeen]:
     return [_seen(results, manifest, holder.run_id if holder else None) for manifest in found]
 
 
+def planning_run(results: ResultsFolder) -> RunSeen | None:
+    """The run that holds the folder and plans: it has no manifest yet. Raises ResultsError."""
+    names = set(results.names("runs"))
+    lone = {name for name in names if name.endswith(".live")} - {
+        name.removesuffix(".json") + ".live" for name in names
+    }
+    # Of a driver that was killed one may have stayed behind.
+    holder = Claims(results).holder() if lone else None
+    if holder is None or RunName.of(holder.run_id).live.as_posix() not in lone:
+        return None
+    run = RunName.of(holder.run_id)
+    with suppress(FileNotFoundError, ValueError):
+        return RunSeen({"run_id": run.run_id}, json.loads(results.read(run.live)), RunState.RUNNING)
+    return None
+
+
 def is_running(results: ResultsFolder, run_id: str) -> bool:
     """Whether the run holds the folder. Raises ResultsError."""
     holder = Claims(results).holder()
@@ -148,6 +165,8 @@ def ask_for_priority(results: ResultsFolder, pattern: str, priority: int) -> str
 
 
 def _running(results: ResultsFolder) -> str:
+    if planning := planning_run(results):
+        return planning.run_id
     running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
     if not running:
         raise ResultsError(f"No run is running in {results}: there is nothing to ask of it.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -61,11 +62,13 @@ class Plan:
     settled: tuple[SettledSlide, ...]
     ignored: tuple[Ignored, ...] = ()
     """Files and folders that hold no slide, and why."""
+    not_planned: int = 0
+    """Slides that are left since the run was to stop before all were looked at."""
 
     @property
     def slide_count(self) -> int:
         """Slides that this run is to end, one way or another."""
-        return len(self.slides) + len(self.failed)
+        return len(self.slides) + len(self.failed) + self.not_planned
 
     @cached_property
     def tiles(self) -> int:
@@ -87,6 +90,7 @@ class Plan:
             failed=self.failed + further.failed,
             settled=self.settled + further.settled,
             ignored=self.ignored + further.ignored,
+            not_planned=self.not_planned + further.not_planned,
         )
 
 
@@ -114,29 +118,35 @@ def plan_slides(
     options: OpenOptions,
     retry: bool = False,
     work_waits: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Tell what is to be classified from what is done, and what cannot even be opened.
 
     ``retry``: take up what is not complete, for whatever reason, and nothing else.
     ``work_waits`` is called once it is known that some slides are not settled yet, before they
-    are opened, which takes the longest. Raises UsageError.
+    are opened, which takes the longest. Once ``should_stop`` says so, asked before each slide,
+    no further one is looked at, and nothing is planned. Raises UsageError.
     """
     keys = _Keys(bundle, precision, options)
     if retry:
         settled = []
         left = [slide for slide in listed_slides if history.failed(slide.slide_id)]
     else:
-        settled = list(_settled(listed_slides, history, keys))
+        settled = list(_settled(listed_slides, history, keys, should_stop))
         done = {slide.slide_id for slide in settled}
         left = [slide for slide in listed_slides if slide.slide_id not in done]
-    if left:
+    stopped = should_stop()
+    if left and not stopped:
         work_waits()
     slides: list[PlannedSlide] = []
     failed: list[PlannedSlide] = []
-    descriptions = describe_all((slide.address for slide in left), options)
-    for listed, description in zip(left, descriptions, strict=True):
-        planned = _planned(listed, description, keys)
-        (failed if planned.failure else slides).append(planned)
+    with closing(describe_all((slide.address for slide in left), options)) as descriptions:
+        for listed in left:
+            stopped = stopped or should_stop()
+            if stopped:
+                return Plan(slides=(), failed=(), settled=tuple(settled), not_planned=len(left))
+            planned = _planned(listed, next(descriptions), keys)
+            (failed if planned.failure else slides).append(planned)
     slides.sort(key=_turn)
     return Plan(
         slides=tuple(slides),
@@ -184,16 +194,21 @@ class _Keys:
 
 
 def _settled(
-    slides: Sequence[ListedSlide], history: History, keys: _Keys
+    slides: Sequence[ListedSlide],
+    history: History,
+    keys: _Keys,
+    should_stop: Callable[[], bool],
 ) -> Iterator[SettledSlide]:
     """Those that an earlier run dealt with, and that have not changed since."""
     known = [slide for slide in slides if history.knows(slide.slide_id)]
-    found = identities((slide.address for slide in known), keys.options)
-    for slide, identity in zip(known, found, strict=True):
-        if identity is not None:
-            stands = history.settled(slide.slide_id, keys.key(identity, slide.address))
-            if stands is not None:
-                yield SettledSlide(slide.slide_id, stands)
+    with closing(identities((slide.address for slide in known), keys.options)) as found:
+        for slide, identity in zip(known, found, strict=True):
+            if should_stop():
+                return
+            if identity is not None:
+                stands = history.settled(slide.slide_id, keys.key(identity, slide.address))
+                if stands is not None:
+                    yield SettledSlide(slide.slide_id, stands)
 
 
 def _planned(listed: ListedSlide, description: Description, keys: _Keys) -> PlannedSlide:

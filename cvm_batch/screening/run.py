@@ -79,9 +79,24 @@ def run(
     executor, meter = (executor, NoMeter()) if executor else _executor(settings)
     metered = Metered(executor, meter)
     name = RunName.new(datetime.now(UTC))
+    live = LiveFiles(results, name)
     with exclusive(results, name) as hold, closing(metered):
-        made = _Run(settings, bundle, results, hold, name, metered, notices or Notices(), at_end)
-        return made.run(report, should_stop)
+        try:
+            made = _Run(
+                settings,
+                bundle,
+                results,
+                hold,
+                live,
+                should_stop,
+                name,
+                metered,
+                notices or Notices(),
+                at_end,
+            )
+            return made.run(report)
+        finally:
+            live.remove()
 
 
 def _executor(settings: Settings) -> tuple[Executor, Meter]:
@@ -108,6 +123,8 @@ class _Run:
         bundle: Bundle,
         results: ResultsFolder,
         hold: Hold,
+        live: LiveFiles,
+        should_stop: Callable[[], bool],
         name: RunName,
         executor: Metered,
         notices: Notices,
@@ -119,11 +136,14 @@ class _Run:
         self._bundle = bundle
         self._results = results
         self._hold = hold
+        self._live = live
+        self._should_stop = should_stop
         self._name = name
         self._executor = executor
         self._notices = notices
         self._at_end = at_end
         self._audit: Mapping[str, Any] | None = None
+        self._planning_stops()  # which tells of the run, before nodes are asked and files listed
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
         self._planner = partial(
@@ -134,7 +154,9 @@ class _Run:
             options=settings.opening(bundle.spec),
             retry=settings.retry,
         )
-        planner = partial(self._planner, work_waits=executor.prepare)
+        planner = partial(
+            self._planner, work_waits=executor.prepare, should_stop=self._planning_stops
+        )
         self._listed = make_plan(settings.inputs, planner)
         self._planned = self._ended = self._clock.now()
         work = workload(self._listed.tiles, bundle.spec, hardware)
@@ -162,11 +184,19 @@ class _Run:
             patience=settings.patience_seconds,
         )
 
-    def run(
-        self, report: Callable[[Progress], None], should_stop: Callable[[], bool]
-    ) -> RunSummary:
+    def _planning_stops(self) -> bool:
+        """Tell that the run plans; whether it is to stop."""
+        now = self._clock.now()
+        self._live.tell(now, {"planning_since": self._began})
+        too_late = self._settings.until is not None and now >= self._settings.until
+        return too_late or self._stop_wanted()
+
+    def _stop_wanted(self) -> bool:
+        self._hold.check()
+        return self._should_stop() or self._live.stop_wanted(self._clock.now())
+
+    def run(self, report: Callable[[Progress], None]) -> RunSummary:
         watched = WatchedManifests(self._settings.inputs, self._listed, self._plan_further)
-        live = LiveFiles(self._results, self._name)
         self._begin()
 
         def tell(progress: Progress) -> None:
@@ -175,19 +205,15 @@ class _Run:
             now = self._clock.now()
             since = self._driver.serving_since
             trouble = watched.trouble and printable(watched.trouble)
-            live.tell(now, {**asdict(progress), "serving_since": since, "trouble": trouble})
-
-        def stop_wanted() -> bool:
-            self._hold.check()
-            return should_stop() or live.stop_wanted(self._clock.now())
+            self._live.tell(now, {**asdict(progress), "serving_since": since, "trouble": trouble})
 
         def wishes() -> Sequence[Wish]:
-            asked = live.priorities_wanted(self._clock.now())
+            asked = self._live.priorities_wanted(self._clock.now())
             return [*starmap(Prioritise, asked), *watched.wishes()]
 
         try:
             with closing(watched):
-                self._driver.drive(tell, stop_wanted, wishes)
+                self._driver.drive(tell, self._stop_wanted, wishes)
             self._driver.commits.flush()
             self._ended = self._clock.now()
             self._executor.close()  # what still runs belongs to slides that have failed
@@ -203,8 +229,6 @@ class _Run:
             if isinstance(error, CommitError | TakenOverError):
                 self._hold.check(now=True)  # where another run took over, says which one
             raise
-        finally:
-            live.remove()
         self._log("run ended", manifest)
         self._notify(manifest)
         self._at_end(self._name.run_id)

@@ -19,6 +19,8 @@ from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.live import runs_seen
 from cvm_batch.results.verifying import verify_results
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
 from tests.archives import making
 from tests.cli.test_commands import COMMAND, cvm_batch_run, submit
 from tests.screening.test_run import flip_byte_in_member, many_slides, tiles
@@ -113,6 +115,37 @@ def test_status_and_stop_of_a_running_run(tiny_bundle: Bundle, tmp_path: Path) -
     assert (after["state"], after["live"], after["run"]["exit_code"]) == ("stopped", None, 4)
     assert [path.suffixes for path in (out / "runs").iterdir()] == [[".json"]]
     assert cvm_batch_run("stop", out).returncode == 2, "nothing runs any more"
+
+
+def test_status_and_stop_of_a_run_that_plans(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """It has no manifest yet, and looks at its slides one by one."""
+    out = tmp_path / "results"
+    many_slides(tmp_path / "slides", 3)
+    settings = Settings(
+        inputs=(str(tmp_path / "slides"),),
+        model=str(tiny_bundle.path),
+        out=out,
+        executor=ExecutorKind.LOCAL,
+    )
+    seen: list[Any] = []
+
+    def meanwhile() -> bool:
+        if not seen:
+            assert not list(out.glob("runs/*.json"))
+            seen.append(told("status", out))
+            assert "looks at the slides" in cvm_batch_run("status", out).stdout
+            assert cvm_batch_run("stop", out).returncode == 0
+            time.sleep(0.6)  # the marker is looked for twice a second
+        return False
+
+    summary = run(settings, should_stop=meanwhile)
+    assert seen[0]["state"] == "running"
+    assert seen[0]["run"]["run_id"] == summary.run_id
+    assert (summary.exit_code, summary.left, summary.by_status.total()) == (4, 3, 0)
+    after = told("status", out)
+    assert (after["state"], after["run"]["slides"]["planned"]) == ("stopped", 3)
+    assert [path.suffixes for path in (out / "runs").iterdir()] == [[".json"]]
+    assert run(settings).exit_code == 0
 
 
 def test_a_killed_run_is_interrupted(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ def test_replicas_are_prepared_for_where_there_is_work(
     assert told == ["new"]
 
 
+@pytest.mark.parametrize("looked_at", [0, 1, 3])
+def test_planning_stops_between_two_slides(
+    slides: Path, first: Plan, tiny_bundle: Bundle, looked_at: int
+) -> None:
+    """Whether they are to be opened, or settled already."""
+    for known in (History({}), history_of(first)):
+        asked = iter(range(1000))
+        stopped = plan(
+            slides, tiny_bundle, known, should_stop=lambda asked=asked: next(asked) >= looked_at
+        )
+        assert (stopped.slides, stopped.failed) == ((), ())
+        assert stopped.slide_count == stopped.not_planned > 0
+        assert len(stopped.settled) + stopped.not_planned == len(NAMES)
+
+
 def test_nothing_there_is_an_error(tmp_path: Path, tiny_bundle: Bundle) -> None:
     with pytest.raises(NoSlidesError, match="No slides found"):
         plan(tmp_path, tiny_bundle, History({}))
