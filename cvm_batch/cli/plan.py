@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from cvm_batch.screening.plan import Plan
 
 _SHOWN = 20
+#: Past runs whose speed counts.
+_RUNS = 5
 
 
 @click.command()
@@ -33,6 +37,11 @@ _SHOWN = 20
     type=click.Choice(["fp32", "fp16", "bf16"]),
     help="Default: what this machine would choose.",
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="For the estimate; default: as many as the last such run had on average.",
+)
 @opening_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(
@@ -40,14 +49,15 @@ def plan(
     model: str,
     out: Path | str,
     precision: str | None,
+    replicas: int | None,
     as_json: bool,
     **options: Any,
 ) -> ExitCode:
     """Say what `submit` would classify of SLIDES, and what is done. Reads no pixels, writes
     nothing.
 
-    The time is estimated from the newest finished run in --out with the same bundle and
-    precision.
+    The time is estimated from what replicas did in the newest runs in --out with the same
+    bundle and precision.
     """
     from cvm_batch.model.precision import Precision, choose_precision
     from cvm_batch.model.registry import find_bundle
@@ -66,7 +76,7 @@ def plan(
         options=opened_for_model(bundle.spec, options),
     )
     found = make_plan(slides, planner)
-    speed = _speed(results, bundle.digest, str(chosen))
+    speed = _speed(results, bundle.digest, str(chosen), replicas)
     if as_json:
         print_json(_as_json(found, str(chosen), speed))
     else:
@@ -74,20 +84,43 @@ def plan(
     return ExitCode.COMPLETE
 
 
-def _speed(results: ResultsFolder, digest: str, precision: str) -> float | None:
-    """Tiles per second of the newest run that is comparable."""
+class _Speed(NamedTuple):
+    tiles_per_second: float
+    """Of all replicas together."""
+    replicas: float
+
+
+def _speed(
+    results: ResultsFolder, digest: str, precision: str, replicas: int | None
+) -> _Speed | None:
+    """Of so many replicas, or as many as the newest comparable run had, by each one's speed in
+    the newest of them."""
+    found = list(islice(_comparable(results, digest, precision), _RUNS))
+    if not found:
+        return None
+    each = sum(run["cells"]["classified"] for run in found) / sum(map(_serving, found))
+    newest = found[0]
+    count = replicas or max(1.0, _serving(newest) / newest["seconds"]["classifying"])
+    return _Speed(each * count, count)
+
+
+def _comparable(results: ResultsFolder, digest: str, precision: str) -> Iterator[Mapping[str, Any]]:
     for run in manifests(results):
         same = run.get("bundle", {}).get("digest") == digest and run.get("precision") == precision
-        if same and run.get("tiles_per_second"):
-            return float(run["tiles_per_second"])
-    return None
+        if same and run.get("tiles_per_second") and _serving(run):
+            yield run
+
+
+def _serving(run: Mapping[str, Any]) -> float:
+    """Seconds that its replicas served, added up; 0 where an earlier version did not say."""
+    return float(run["seconds"].get("serving", 0))
 
 
 def _settled(plan: Plan) -> Counter[str]:
     return Counter(str(slide.found.status) for slide in plan.settled)
 
 
-def _as_json(plan: Plan, precision: str, speed: float | None) -> dict[str, Any]:
+def _as_json(plan: Plan, precision: str, speed: _Speed | None) -> dict[str, Any]:
     return {
         "precision": precision,
         "slides": len(plan.slides),
@@ -98,16 +131,20 @@ def _as_json(plan: Plan, precision: str, speed: float | None) -> dict[str, Any]:
             for slide in plan.failed
         ],
         "ignored": len(plan.ignored),
-        "tiles_per_second": speed,
-        "seconds": plan.tiles / speed if speed else None,
+        "tiles_per_second": speed and speed.tiles_per_second,
+        "replicas": speed and speed.replicas,
+        "seconds": plan.tiles / speed.tiles_per_second if speed else None,
     }
 
 
-def _print(plan: Plan, precision: str, speed: float | None) -> None:
+def _print(plan: Plan, precision: str, speed: _Speed | None) -> None:
     STDOUT.print(f"To classify: {len(plan.slides):,} slides, {plan.tiles:,} tiles, in {precision}.")
     if speed:
-        took = timedelta(seconds=round(plan.tiles / speed))
-        STDOUT.print(f"About {took} at {speed:,.0f} tiles/s, as the last such run had.")
+        took = timedelta(seconds=round(plan.tiles / speed.tiles_per_second))
+        STDOUT.print(
+            f"About {took} at {speed.tiles_per_second:,.0f} tiles/s, with {speed.replicas:.3g} "
+            "replicas as fast as in earlier runs."
+        )
     elif plan.tiles:
         STDOUT.print("How long that takes is not known: no run with this bundle has finished here.")
     if plan.settled:

@@ -53,7 +53,8 @@ class RunManifest:
     replicas_lost: Sequence[str] = ()
     """What is known of each replica that died or did not come up."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Planning, starting replicas, and classifying."""
+    """Planning, starting replicas, and classifying; ``serving`` is that of all replicas added up,
+    so that the run's speed can be told for another number of them."""
     tiles_per_second: float | None = None
     """While classifying."""
     finished_at: str | None = None

@@ -64,6 +64,8 @@ class Driver:
         self.replicas_lost: list[str] = []
         self.serving_since: float | None = None
         """When the first replica was ready."""
+        self.replica_seconds = 0.0
+        """Of all replicas together, while they served."""
         self._serving: set[int] = set()
         self._last_event = clock.now()
         self.dispatcher: Dispatcher | None = None
@@ -155,7 +157,9 @@ class Driver:
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:
-        now = self._last_event = self._clock.now()
+        now = self._clock.now()
+        self.replica_seconds += len(self._serving) * (now - self._last_event)
+        self._last_event = now
         ended: list[int] = []
         match event:
             case ReplicaReady(replica, info):

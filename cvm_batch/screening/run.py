@@ -345,6 +345,7 @@ class _Run:
         if summary is not None:
             seconds["starting"] = summary.seconds_starting
             seconds["classifying"] = summary.seconds_classifying
+            seconds["serving"] = self._driver.replica_seconds
         spec = self._bundle.spec.to_json()
         del spec["provenance"]  # long, and the digest stands for it
         return RunManifest(

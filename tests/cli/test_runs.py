@@ -91,6 +91,10 @@ def test_plan_says_what_would_run(slides: Path, tiny_bundle: Bundle, tmp_path: P
     assert (again["slides"], again["tiles"]) == (1, 30)
     assert again["seconds"] == pytest.approx(30 / again["tiles_per_second"])
     assert "1 slides, 30 tiles" in cvm_batch_run(*arguments).stdout
+    assert again["replicas"] == 1
+    four = told(*arguments, "--replicas", 4)
+    assert four["replicas"] == 4
+    assert four["seconds"] == pytest.approx(again["seconds"] / 4)
 
 
 def test_status_and_stop_of_a_running_run(tiny_bundle: Bundle, tmp_path: Path) -> None:
