@@ -111,7 +111,7 @@ def test_what_nobody_reads_elsewhere_is_read_here(
         ray.kill(holder)
     assert 1.0 <= time.monotonic() - began < 6.0
     assert all(equal(block, here.read(at, at + 1)) for at, block in enumerate(blocks))
-    # A worker of Ray's takes seconds to come up on a busy machine.
+    # A process that decodes takes seconds to come up.
     monkeypatch.setattr(cluster_decoding, "_PATIENCE_SECONDS", 30.0)
     deadline = time.monotonic() + 120
     while not turns.asks(0):  # a time at which nobody tries yet
