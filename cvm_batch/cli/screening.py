@@ -29,6 +29,7 @@ from cvm_batch.logs import log_event
 from cvm_batch.logs import log_json as log_json_to
 from cvm_batch.pseudonyms import Pseudonyms
 from cvm_batch.results.schemas import Status
+from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
@@ -115,6 +116,15 @@ def screening_options(command: F) -> F:
         ),
         click.option(
             "--log-json", is_flag=True, help="Log events as JSON lines, in place of progress."
+        ),
+        click.option(
+            "--patience",
+            "patience_seconds",
+            type=click.FloatRange(min=1),
+            default=LeasePolicy.patience_seconds,
+            show_default=True,
+            metavar="SECONDS",
+            help="A replica that has work and gets on with nothing for so long is replaced.",
         ),
         click.option("--batch-size", type=int, help="Tiles per batch; default: the engine's."),
     ]

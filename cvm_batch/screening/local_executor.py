@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, ReplicaHangsError, RunAbortedError
-from cvm_batch.screening.executor import Event, Hardware, LeaseDone, ReplicaReady, hardware_here
+from cvm_batch.screening.executor import (
+    Event,
+    Hardware,
+    LeaseDone,
+    ReplicaProgress,
+    ReplicaReady,
+    hardware_here,
+)
 from cvm_batch.screening.work import Lease, ReplicaSpec
 
 if TYPE_CHECKING:  # a run that finds all done needs no PyTorch
@@ -35,6 +43,7 @@ class LocalExecutor:
         # Threads are made as they are needed: two a replica.
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="lease")
         self._hangs = False
+        self._serving: set[int] = set()
         self._events: queue.Queue[Event | BaseException] = queue.Queue()
 
     def hardware(self) -> Hardware:
@@ -65,7 +74,16 @@ class LocalExecutor:
                     raise _abort(event) from event
                 events.append(event)
         except queue.Empty:
-            return events
+            self._serving |= {one.replica for one in events if isinstance(one, ReplicaReady)}
+            return [*events, *self._progress()]
+
+    def _progress(self) -> Iterator[Event]:
+        """Of a replica that is alone: signs of life are this process's, and among several one
+        that hangs would hide behind the others."""
+        if len(self._serving) == 1:
+            (number,) = self._serving
+            replica = self._replicas[number]
+            yield ReplicaProgress(number, replica.tiles_done, replica.signs)
 
     def end(self, replica: int, detail: str) -> None:
         self._hangs = True

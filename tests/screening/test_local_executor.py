@@ -1,0 +1,58 @@
+"""A replica in this process tells of itself as one elsewhere does."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cvm_batch.model.backends.choosing import Backend
+from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.precision import Precision
+from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.layout import RunName
+from cvm_batch.screening.executor import Event, LeaseDone, ReplicaProgress, ReplicaReady
+from cvm_batch.screening.local_executor import LocalExecutor
+from cvm_batch.screening.work import Lease, Part, ReplicaSpec
+from tests.archives import making
+from tests.conftest import coloured_tiles
+from tests.screening.test_cluster_decoding import planned
+
+TILES = 30
+
+
+def until(executor: LocalExecutor, kind: type[Event]) -> list[Event]:
+    events: list[Event] = []
+    deadline = time.monotonic() + 120
+    while not any(isinstance(event, kind) for event in events):
+        assert time.monotonic() < deadline
+        events += executor.wait(0.1)
+    return events
+
+
+def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Else the watchdog would end a replica that digests a large file."""
+    making.write_zip(tmp_path / "a.zip", coloured_tiles(range(TILES)))
+    results = ResultsFolder(tmp_path / "results")
+    results.prepare()
+    spec = ReplicaSpec(
+        bundle=tiny_bundle.path,
+        bundle_digest=tiny_bundle.digest,
+        precision=Precision.FP32,
+        backend=Backend.EAGER,
+        batch_size=8,
+        results=results.everywhere,
+        run=RunName.new(datetime.now(UTC)),
+    )
+    with closing(LocalExecutor()) as executor:
+        assert executor.wait(0) == [], "nobody serves yet"
+        executor.start(spec)
+        until(executor, ReplicaReady)
+        before = [event for event in executor.wait(0) if isinstance(event, ReplicaProgress)]
+        executor.submit(0, Lease(0, (Part(planned(tmp_path / "a.zip"), 0, TILES),)))
+        until(executor, LeaseDone)
+        after = [event for event in executor.wait(0) if isinstance(event, ReplicaProgress)]
+    assert [one.tiles for one in before] == [0]
+    assert [one.tiles for one in after] == [TILES]
+    assert after[0].signs > before[0].signs
