@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cvm_batch.cli.demo import SLIDES
 from cvm_batch.model.architecture import Architecture
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.backends.classifier import folded
@@ -24,6 +25,9 @@ from cvm_batch.model.classes import CVM_CERVIX_CLASSES
 from cvm_batch.model.export import Export
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import Preprocessing
+from cvm_batch.results.reading import Results
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
 from tests.conftest import CLASSES
 from tests.model.comparison.smallest import (
     ALL,
@@ -47,6 +51,36 @@ def test_a_bundle_is_written_exported_and_serves(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ALL)
 def test_a_bundle_of_full_size_serves(name: str, tmp_path: Path) -> None:
     serves_as_a_bundle(full_size(name), 224, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ALL)
+def test_the_whole_sample_is_screened(name: str, tmp_path: Path) -> None:
+    """By `submit`, to rows whose counts are those of the network itself, cell by cell."""
+    architecture, side = smallest(name)
+    torch.manual_seed(0)
+    network = settled(architecture.build(CLASSES), side)
+    bundle = written(architecture, network, side, tmp_path / "full")
+    half = Export(bundle, tmp_path / "half", device=CPU).write()
+    settings = Settings(
+        inputs=(str(SLIDES),),
+        model=str(half.path),
+        out=tmp_path / "results",
+        precision=Precision.FP32,
+        executor=ExecutorKind.LOCAL,
+    )
+    summary = run(settings)
+    assert {slide.slide_id for slide in summary.not_complete} == {"frame-ec342d2f-damaged.zip"}
+    with Results(settings.out) as results:
+        found = results.query(
+            "SELECT probabilities FROM cells WHERE slide_id = 'frame-379c7ce2.zip' ORDER BY index"
+        )["probabilities"].to_pylist()
+        assert results.query("SELECT count(*) AS n FROM cells")["n"].to_pylist() == [summary.cells]
+    assert summary.cells > 150
+    cells = shipped_cells(0, len(found))
+    truth = reference_probabilities(half.network(), half.spec.preprocessing, cells)
+    np.testing.assert_allclose(np.array(found), truth, atol=1e-3)
 
 
 def serves_as_a_bundle(architecture: Architecture, side: int, folder: Path) -> None:
