@@ -32,6 +32,12 @@ from cvm_batch.cluster.doors import is_jobs_address
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=3),
+    help="Cross-validation: each is trained so often, and every cell is held back once, with all "
+    "of its group.",
+)
 @click.option("--at-once", type=click.IntRange(min=1), help="Trials at once on a Ray cluster.")
 @click.option("--gpus", is_flag=True, help="With --at-once: a GPU for each trial.")
 @click.option(
@@ -51,6 +57,7 @@ def compare(
     epochs: int | None,
     settings: tuple[str, ...],
     seeds: int,
+    folds: int | None,
     at_once: int | None,
     gpus: bool,
     address: str | None,
@@ -83,7 +90,8 @@ def compare(
     check_installed()
     changes = (*settings, *([] if epochs is None else [f"epochs={epochs}"]))
     names = ALL if models == "all" else tuple(name.strip() for name in models.split(","))
-    planned = trials(names, range(seeds), find_recipe(recipe_name), data, out, changes)
+    recipe = find_recipe(recipe_name)
+    planned = trials(names, range(seeds), recipe, data, out, changes, folds=folds)
     runner = OnRay(at_once=at_once, gpus=gpus, address=address) if at_once else here
     failed = study(planned, out, runner=runner, say=click.echo)
     click.echo(f"The table: {out / 'index.html'}, table.md and table.csv beside it")

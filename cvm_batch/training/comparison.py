@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model.comparison.registry import COMPARED
 from cvm_batch.model.engine import default_device
 from cvm_batch.model.network import parameter_count, tile_gflop
-from cvm_batch.training.datasets import load_cells
+from cvm_batch.training.datasets import LabelledCells, load_cells
 from cvm_batch.training.evaluation import evaluate_cells
 from cvm_batch.training.images import load_images
 from cvm_batch.training.loop import train
@@ -33,11 +33,19 @@ from cvm_batch.training.networks import OURS, with_network
 from cvm_batch.training.paired import Answers
 from cvm_batch.training.planning import check_as_planned, plan_digest
 from cvm_batch.training.recipe import Recipe
+from cvm_batch.training.splits import Split, grouped_folds
 from cvm_batch.training.stepping import probabilities
 
 #: What `--models all` means, in the order of Table 3.
 ALL = (*COMPARED, OURS)
 _TIMED_IMAGES = 64
+
+
+class Fold(NamedTuple):
+    """One of a cross-validation's, counted from 0."""
+
+    number: int
+    of: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +59,26 @@ class Trial:
     data_digest: str
     """Of the cells and their split: `plan_digest`."""
     folder: Path
+    fold: Fold | None = None
+    """Of a cross-validation; None: the recipe's own split."""
 
     @property
     def path(self) -> Path:
         name = self.model.replace("/", "_")
         identity = f"{self.recipe.fingerprint}-{self.data_digest[:8]}"
-        return self.folder / "trials" / f"{name}-seed{self.recipe.seed}-{identity}.json"
+        fold = f"-fold{self.fold.number}of{self.fold.of}" if self.fold else ""
+        return self.folder / "trials" / f"{name}-seed{self.recipe.seed}{fold}-{identity}.json"
+
+    def split_of(self, cells: LabelledCells) -> Split:
+        """Raises DataSetError."""
+        return _split_of(self.recipe, cells, self.fold)
 
     @property
     def named(self) -> dict[str, Any]:
         """What its file says of it, whatever it came to."""
         recipe = self.recipe
-        return {"model": self.model, "seed": recipe.seed, "epochs": recipe.epochs}
+        of = {"model": self.model, "seed": recipe.seed, "epochs": recipe.epochs}
+        return of | ({"fold": self.fold} if self.fold else {})
 
     def found(self) -> dict[str, Any] | None:
         """What it came to; None where it has not run to its end. Failed ones run again."""
@@ -79,10 +95,13 @@ def trials(
     data: Sequence[Path],
     folder: Path,
     settings: Sequence[str] = (),
+    *,
+    folds: int | None = None,
 ) -> list[Trial]:
     """All of a study, by model and then by seed; ``settings`` change the recipe for all.
 
-    Raises UsageError, DataSetError.
+    With ``folds``, each is trained so many times, and every cell is a test cell once. Raises
+    UsageError, DataSetError.
     """
     recipes = {model: with_network(model, recipe, settings) for model in models}
     if seeded := [model for model in models if "@seed=" in model]:
@@ -95,11 +114,20 @@ def trials(
             data=tuple(path.absolute() for path in data),
             data_digest=digest,
             folder=folder.absolute(),
+            fold=fold,
         )
         for model, changed in recipes.items()
-        for digest in (plan_digest(cells, changed.split_of(cells)),)
+        for fold in ([Fold(number, folds) for number in range(folds)] if folds else [None])
+        for digest in (plan_digest(cells, _split_of(changed, cells, fold)),)
         for seed in seeds
     ]
+
+
+def _split_of(recipe: Recipe, cells: LabelledCells, fold: Fold | None) -> Split:
+    if fold is None:
+        return recipe.split_of(cells)
+    folds = grouped_folds(cells.labels, cells.groups, folds=fold.of, seed=recipe.split_seed)
+    return folds[fold.number]
 
 
 def run(
@@ -148,7 +176,7 @@ def _leave(trial: Trial, value: dict[str, Any]) -> dict[str, Any]:
 def _measured(trial: Trial, say: Callable[[str], None]) -> dict[str, Any]:
     recipe = trial.recipe
     cells = load_cells(*trial.data).regrouped(recipe.classes)
-    split = recipe.split_of(cells)
+    split = trial.split_of(cells)
     check_as_planned(cells, split, trial.data_digest)
     began = time.perf_counter()
     trained = train(recipe, cells, split, on_epoch=lambda epoch: say(f"{trial.model} {epoch}"))

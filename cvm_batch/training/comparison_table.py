@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from cvm_batch.model.comparison.registry import COMPARED
+from cvm_batch.training.folds import joined
 from cvm_batch.training.networks import OURS
 from cvm_batch.training.pages import write_page
 from cvm_batch.training.paired import Answers, differences, intervals, median_p
@@ -95,9 +96,9 @@ class Row:
 
 
 def rows(found: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One for each model, in the order in which they come."""
+    """One for each model, in the order in which they come; folds of a cross-validation as one."""
     by_model = defaultdict(list)
-    for trial in found:
+    for trial in joined(found):
         by_model[trial["model"]].append(trial)
     ours = _answers(by_model.get(OURS, []))
     return [Row(model, _values(model, these, ours)) for model, these in by_model.items()]

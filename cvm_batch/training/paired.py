@@ -48,6 +48,16 @@ class Answers:
             "predicted": self.predicted.tolist(),
         }
 
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """About the cells of all parts, one part after the other."""
+        return cls(
+            names=tuple(name for part in parts for name in part.names),
+            groups=tuple(group for part in parts for group in part.groups),
+            labels=np.concatenate([part.labels for part in parts]),
+            predicted=np.concatenate([part.predicted for part in parts]),
+        )
+
     @property
     def right(self) -> NDArray[np.bool_]:
         """[n]"""

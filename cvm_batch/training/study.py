@@ -27,7 +27,8 @@ class Runner(Protocol):
 def here(missing: Sequence[Trial], say: Callable[[str], None]) -> None:
     """One after the other in this process."""
     for number, trial in enumerate(missing, start=1):
-        say(f"{trial.model}, seed {trial.recipe.seed} ({number} of {len(missing)})")
+        fold = f", fold {trial.fold.number + 1} of {trial.fold.of}" if trial.fold else ""
+        say(f"{trial.model}, seed {trial.recipe.seed}{fold} ({number} of {len(missing)})")
         _tell(run(trial, say=say), say)
 
 
@@ -97,8 +98,10 @@ def _is_missing(trial: Trial) -> bool:
 def _note(planned: Sequence[Trial]) -> str:
     recipe = planned[0].recipe
     data = ", ".join(path.name for path in planned[0].data)
+    fold = planned[0].fold
+    split = f"{fold.of} grouped folds" if fold else f"split {recipe.split}"
     return (
-        f"Data {data}, split {recipe.split} with seed {recipe.split_seed}, input "
+        f"Data {data}, {split} with seed {recipe.split_seed}, input "
         f"{recipe.preprocessing.input_px} px, {recipe.epochs} epochs of batches of "
         f"{recipe.batch_size}, {len({trial.recipe.seed for trial in planned})} seeds, from random "
         "weights. A small budget says little of the models: what learns fast wins."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -20,6 +21,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.jobfiles import job_file
 from cvm_batch.model.architecture import Fusion, SingleNetwork
 from cvm_batch.training.comparison import ALL, Trial, run, trials
+from cvm_batch.training.folds import joined
 from cvm_batch.training.paper import TABLE_3
 from cvm_batch.training.recipes import find_recipe, overridden
 from cvm_batch.training.study import cpus_for_each, study
@@ -221,3 +223,37 @@ def test_trials_of_another_recipe_are_other_files(data: Path, tmp_path: Path) ->
     assert one.path != other.path
     assert isinstance(one, Trial)
     assert one.found() is None
+
+
+def test_a_cross_validation_is_one_row_of_all_cells(data: Path, tmp_path: Path) -> None:
+    """10 frames in 3 folds: each of the 120 cells is a test cell once."""
+    out = tmp_path / "study"
+    arguments = ["--data", str(data), "--models", "test_resnet,cvm-cervix", "--recipe", "smoke"]
+    arguments += ["--epochs", "1", "--folds", "3", "--out", str(out)]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert "test_resnet, seed 0, fold 2 of 3" in result.output
+    assert "3 grouped folds" in (out / "table.md").read_text()
+    trials_found = [json.loads(path.read_text()) for path in (out / "trials").iterdir()]
+    for model in ("test_resnet", "cvm-cervix"):
+        folds = [found for found in trials_found if found["model"] == model]
+        names = [name for found in folds for name in found["answers"]["names"]]
+        assert len(names) == len(set(names)) == 120
+        frames = [set(found["answers"]["groups"]) for found in folds]
+        assert sum(map(len, frames)) == len(set.union(*frames)) == 10
+        right = sum(
+            label == answer
+            for found in folds
+            for label, answer in zip(
+                found["answers"]["labels"], found["answers"]["predicted"], strict=True
+            )
+        )
+        row = table_of(out)[model]
+        assert float(row["accuracy"]) == pytest.approx(right / 120)
+        assert (row["seeds"], row["failed"]) == ("1", "0")
+    assert table_of(out)["test_resnet"]["mcnemar_p"]
+
+
+def test_a_fold_that_failed_fails_its_row() -> None:
+    sound = {"model": "a", "seed": 0, "fold": (0, 3)}
+    (found,) = joined([sound, {**sound, "fold": (1, 3), "error": "memory"}])
+    assert found["error"] == "fold 2 of 3: memory"
