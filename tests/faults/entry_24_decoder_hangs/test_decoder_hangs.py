@@ -52,7 +52,7 @@ def test_slide_over_which_replicas_hang(
     monkeypatch.setattr(driver, "LeasePolicy", partial(LeasePolicy, max_attempts=1))
     found = night.submit(executor=RayExecutor(address=None, replicas=1), patience_seconds=8.0)
     row = found.assert_ends("trance.zip", EXPECTED)
-    assert "hung with nothing but this slide on them" in row["detail"]
+    assert "hung or died with nothing but this slide on them" in row["detail"]
     for name in ("before.zip", "z-after.zip"):
         assert found.rows[name]["status"] == Status.COMPLETE
         assert sum(found.rows[name]["class_counts"].values()) == CELLS
