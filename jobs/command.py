@@ -32,7 +32,8 @@ from nodes import check_nodes
 from telling import told
 
 
-@click.command()
+# What follows the command's name is the command's, whether or not a "--" has come through.
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--see", "inputs", multiple=True, help="A path that every node must see.")
 @click.option("--write", help="A folder below which every node must see what others write.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import runpy
 import shlex
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cvm_batch.cli.job import job
 from cvm_batch.cluster.jobs import JobState
 from cvm_batch.cluster.submission import Placement, fingerprint, ours, stop_request, submit_job
 from cvm_batch.errors import ClusterError
+from cvm_batch.jobfiles import job_file
 from tests.cluster.fake_jobs import HOST, FakeJobs
 
 NIGHT = datetime(2026, 3, 1, 22, tzinfo=UTC)
@@ -85,3 +90,20 @@ def test_stopping_names_the_results_folder() -> None:
 def test_a_fingerprint_is_of_what_is_done_not_of_when_it_ends() -> None:
     assert fingerprint(SETTINGS) == fingerprint({**SETTINGS, "until": None})
     assert fingerprint(SETTINGS) != fingerprint({**SETTINGS, "inputs": ["/data"]})
+
+
+def test_a_handed_over_command_keeps_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through two commands, of which the first takes the "--" for its own."""
+    words = ["train", "--data", "/cells", "--recipe", "smoke", "--workers", "2"]
+    given = ["command", "--see", "/cells", "--write", "/models", "--", *words]
+    passed: list[str] = []
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(runpy, "run_path", lambda *_, **__: passed.extend(sys.argv[1:]))
+    result = CliRunner().invoke(job, given, catch_exceptions=False)
+    assert result.exit_code == 0
+    monkeypatch.undo()
+    main = runpy.run_path(str(job_file("command.py")))["main"]
+    with main.make_context("command", passed) as context:
+        assert context.params["command"] == tuple(words)
+        assert context.params["inputs"] == ("/cells",)
+        assert context.params["write"] == "/models"
