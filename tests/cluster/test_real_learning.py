@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvm_batch.model.bundle import Bundle
+from cvm_batch.model.bundle import load_bundle
 from tests.cluster.real import TokenCluster
 from tests.training.conftest import CLASS_NAMES, write_cells
 
@@ -25,7 +25,7 @@ def test_two_workers_of_a_cluster_train_a_bundle(cluster: TokenCluster, tmp_path
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "epoch 2/2: loss" in ended.stdout, "the job's log was followed"
-    assert sorted(Bundle.load(out).spec.class_names) == sorted(CLASS_NAMES)
+    assert sorted(load_bundle(out).spec.class_names) == sorted(CLASS_NAMES)
     assert cluster.run("verify", out).returncode == 0
 
 
