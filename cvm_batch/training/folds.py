@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cvm_batch.training.bootstrap import OVERALL, figures
-from cvm_batch.training.metrics import confusion_matrix
+from cvm_batch.training.bootstrap import OVERALL
 from cvm_batch.training.paired import Answers
 
 Found = Mapping[str, Any]
@@ -21,7 +20,6 @@ def joined(trials: Iterable[Found]) -> list[Found]:
     Figures are of all folds' answers together: means over folds would count a class of five
     cells in one fold as much as one of five hundred. A fold that failed fails the whole.
     """
-
     owners: dict[tuple[str, int], list[Found]] = {}
     for trial in trials:
         owners.setdefault((trial["model"], trial["seed"]), []).append(trial)
@@ -38,13 +36,10 @@ def _together(folds: Sequence[Found]) -> Found:
         return {**failed[0], "error": f"fold {number + 1} of {of}: {failed[0]['error']}"}
     answers = Answers.joined([Answers.of(trial["answers"]) for trial in folds])
     cells = [len(trial["answers"]["names"]) for trial in folds]
-    classes = 1 + int(max(answers.labels.max(), answers.predicted.max()))
-    confusion = confusion_matrix(answers.labels, answers.predicted, classes)
-    overall, _ = figures(confusion, np.unique(answers.labels))
     halved = [trial["fp16"]["accuracy"] for trial in folds]
     return {
         **folds[0],
-        "test": dict(zip(OVERALL, overall.tolist(), strict=True)),
+        "test": dict(zip(OVERALL, answers.overall().tolist(), strict=True)),
         "fp16": {"accuracy": float(np.average(halved, weights=cells))},
         "answers": answers.to_json(),
         "tiles_per_second": float(np.mean([trial["tiles_per_second"] for trial in folds])),

@@ -64,6 +64,12 @@ class Answers:
         right: NDArray[np.bool_] = self.predicted == self.labels
         return right
 
+    def overall(self) -> NDArray[np.float64]:
+        """The figures of `OVERALL`."""
+        confusion = confusion_matrix(self.labels, self.predicted, _classes([self]))
+        found, _ = figures(confusion, np.unique(self.labels))
+        return found
+
     def asked_alike(self, other: Answers) -> bool:
         """Whether both were asked about the same cells, grouped and labelled alike."""
         return (
@@ -120,10 +126,7 @@ def _alike(seeds: Sequence[Answers]) -> bool:
 
 def _means(seeds: Sequence[Answers]) -> NDArray[np.float64]:
     """[told] as they are, over all cells."""
-    classes = _classes(seeds)
-    confusions = [confusion_matrix(seed.labels, seed.predicted, classes) for seed in seeds]
-    overall, _ = figures(np.stack(confusions), np.unique(seeds[0].labels))
-    means: NDArray[np.float64] = overall.mean(axis=0)[_PLACES]
+    means: NDArray[np.float64] = np.mean([seed.overall() for seed in seeds], axis=0)[_PLACES]
     return means
 
 
