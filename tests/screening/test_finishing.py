@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,13 +20,6 @@ from cvm_batch.screening.work import Part, SlideSource
 from tests.screening.test_tally import CLASSES, RUN, probabilities, readable
 
 LEASE = 7
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> ResultsFolder:
-    folder = ResultsFolder(tmp_path)
-    folder.prepare()
-    return folder
 
 
 @pytest.fixture

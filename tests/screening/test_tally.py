@@ -28,13 +28,6 @@ RUN = RunName("20260131T220000Z-0a1b2c3d", "2026-01-31")
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> ResultsFolder:
-    folder = ResultsFolder(tmp_path)
-    folder.prepare()
-    return folder
-
-
-@pytest.fixture
 def files(results: ResultsFolder) -> PartFiles:
     return PartFiles(results, RUN, CLASSES)
 

@@ -59,15 +59,6 @@ def test_slide_over_which_replicas_hang(
     assert replica_processes() == []
 
 
-#: The command line, of a version that is less patient.
-_IMPATIENT = """
-from cvm_batch.screening.dispatcher import LeasePolicy
-LeasePolicy.patience_seconds = 4.0
-from cvm_batch.cli import main
-main()
-"""
-
-
 def test_replica_in_the_drivers_own_process_hangs(
     night: Night, tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,9 +68,9 @@ def test_replica_in_the_drivers_own_process_hangs(
     arm(tmp_path / "armed", monkeypatch)
     submit = ["submit", str(night.slides), "--model", str(tiny_bundle.path)]
     submit += ["--out", str(night.results), "--executor", "local", "--precision", "fp32"]
-    submit += ["--batch-size", "4", "--priority", "stupor.zip=-1"]
+    submit += ["--batch-size", "4", "--priority", "stupor.zip=-1", "--patience", "4"]
     ended = subprocess.run(
-        [sys.executable, "-c", _IMPATIENT, *submit],
+        [sys.executable, "-m", "cvm_batch", *submit],
         capture_output=True,
         text=True,
         timeout=90,
