@@ -25,8 +25,9 @@ _MOST_STORED = 65_535
 #: Of more, zlib lets other threads take the interpreter's lock. To get it back, among threads
 #: that decode, takes longer than a checksum: the files of twenty tiles took 7 ms, and 1 alone.
 _LOCKED_BYTES = 5_120
-#: Tiles that are filtered together, so that numpy gives the lock away a few times for all of them.
-_BYTES_AT_ONCE = 4 * 2**20
+#: Tiles that are filtered together: enough that numpy gives the lock away a few times for all of
+#: them, and few enough to stay in a core's cache and in memory that is used again.
+_BYTES_AT_ONCE = 256 * 2**10
 
 
 def png_files(tiles: Sequence[NDArray[np.uint8]]) -> list[bytes]:
