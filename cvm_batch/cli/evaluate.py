@@ -101,9 +101,8 @@ def evaluate(
             report, bundle, {"all cells": (judged.evaluation, judged.positions)}, judged.cells
         )
     if as_json:
-        print_json(
-            {"bundle": bundle.spec.name, "digest": bundle.digest} | judged.evaluation.to_json()
-        )
+        judged_by = {"bundle": bundle.spec.name, "digest": bundle.digest}
+        print_json(judged_by | judged.evaluation.to_json() | {"data": judged.cells.to_json()})
         return
     for line in (*judged.cells.report(), *judged.evaluation.metrics.lines()):
         click.echo(line)

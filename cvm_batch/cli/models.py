@@ -117,10 +117,11 @@ def history(name: str | None, as_json: bool) -> None:
         print_json([asdict(entry) for entry in entries])
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("at (UTC)", "name", "digest", "by"):
+    for column in ("at (UTC)", "name", "digest", "by", ""):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        table.add_row(entry.at, entry.name, entry.digest[:12], entry.by)
+        what = "rolled back" if entry.rolled_back else ""
+        table.add_row(entry.at, entry.name, entry.digest[:12], entry.by, what)
     STDOUT.print(table)
 
 

@@ -45,17 +45,21 @@ if TYPE_CHECKING:
 @click.option(
     "--pretrained",
     type=click.Path(path_type=Path),
-    help="Safetensors of the whole network to begin with, as a bundle's model.safetensors.",
+    metavar="FILE|timm",
+    help="Safetensors of the whole network to begin with, as a bundle's model.safetensors; or the "
+    "word timm: weights from ImageNet, downloaded.",
 )
 @click.option(
     "--pretrained-cnn",
     type=click.Path(path_type=Path),
-    help="Safetensors of timm's CNN to begin with.",
+    metavar="FILE|timm",
+    help="Likewise of timm's CNN alone.",
 )
 @click.option(
     "--pretrained-vt",
     type=click.Path(path_type=Path),
-    help="Safetensors of timm's visual transformer to begin with.",
+    metavar="FILE|timm",
+    help="Likewise of timm's visual transformer alone.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on a Ray cluster.")
 @click.option("--gpus", is_flag=True, help="With --workers: one GPU for each.")
@@ -101,7 +105,7 @@ def train(
     from cvm_batch.training.datasets import load_cells
     from cvm_batch.training.elsewhere import OnRay
     from cvm_batch.training.networks import check_builds, with_network
-    from cvm_batch.training.pretrained import Pretrained
+    from cvm_batch.training.pretrained import DOWNLOADED, Pretrained
     from cvm_batch.training.recipes import RECIPES, find_recipe, overridden
     from cvm_batch.training.report import check_installed
     from cvm_batch.training.run import train_bundle, train_here
@@ -120,7 +124,8 @@ def train(
     if (gpus or address) and workers is None:
         raise click.UsageError("--gpus and --address go with --workers.")
     handing = Handing.of(options)
-    given = [path for path in (pretrained, pretrained_cnn, pretrained_vt) if path is not None]
+    weights = (pretrained, pretrained_cnn, pretrained_vt)
+    given = [path for path in weights if path not in (None, DOWNLOADED)]
     if address is not None and is_jobs_address(address):
         return hand_over_command(context, address, handing, see=(*data, *given), write=out.parent)
     check_direct(address, handing)

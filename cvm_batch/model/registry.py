@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ class Entry:
     """UTC, ISO 8601."""
     by: str
     """The account's name."""
+    rolled_back: bool = False
+    """Whether the name was made to mean an earlier bundle again."""
 
 
 def models_folder() -> Path:
@@ -125,20 +128,33 @@ def promote(bundle: Bundle, name: str) -> Entry:
 
 def roll_back(name: str, digest: str | None = None) -> Entry:
     """Let ``name`` mean an earlier bundle again: the one before, or that of ``digest``, of
-    which the first digits suffice. Raises BundleError where there is none."""
+    which the first digits suffice. Rolled back twice, it means the one before the one before.
+    Raises BundleError where there is none."""
     entries = history(name)
     if not entries:
         raise BundleNotFoundError(f"Nothing was registered as {name!r}: see `cvm-batch models`.")
     now = entries[-1].digest
-    earlier = [entry.digest for entry in entries if entry.digest != now]
-    matching = [one for one in earlier if digest is None or one.startswith(digest)]
+    earlier = _before(entries) if digest is None else [entry.digest for entry in entries]
+    matching = [one for one in earlier if one != now and one.startswith(digest or "")]
     if not matching:
         raise BundleNotFoundError(
             f"{name} has no earlier bundle{f' {digest}' if digest else ''}. "
             f"`cvm-batch models history {name}` lists them."
         )
     load_bundle(_stored(matching[-1]))
-    return _add(name, matching[-1])
+    return _add(name, matching[-1], rolled_back=True)
+
+
+def _before(entries: Sequence[Entry]) -> list[str]:
+    """The digests that lie before a name's present one, without those that were rolled back."""
+    stack: list[str] = []
+    for entry in entries:
+        if entry.rolled_back and entry.digest in stack:
+            while stack[-1] != entry.digest:
+                stack.pop()
+        else:
+            stack.append(entry.digest)
+    return stack[:-1]
 
 
 def check_name(name: str) -> None:
@@ -153,12 +169,13 @@ def _stored(digest: str) -> Path:
     return models_folder() / _STORE / digest
 
 
-def _add(name: str, digest: str) -> Entry:
+def _add(name: str, digest: str, *, rolled_back: bool = False) -> Entry:
     entry = Entry(
         name=name,
         digest=digest,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=_account(),
+        rolled_back=rolled_back,
     )
     line = json.dumps(asdict(entry)) + "\n"
     # One write at the file's end: two at a time do not mix.

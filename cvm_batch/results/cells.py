@@ -106,7 +106,7 @@ class PartFiles:
             return None
         columns = self._columns(found, pieces, CellColumns.concatenate(pieces))
         tiles = [tile for one in found for tile in one.top_tiles]
-        columns["png"] = pa.array(png_files(tiles), pa.binary())
+        columns["png"] = png_files(tiles)
         return self._publish(self._run.tops_folder / name, pa.table(columns, schema=TOPS), pieces)
 
     def _columns(

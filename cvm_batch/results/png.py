@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from math import prod
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -22,6 +22,9 @@ _RGB = (8, 2, 0, 0, 0)
 _AVERAGE = 3
 _ZLIB = b"\x78\x01"
 _MOST_STORED = 65_535
+#: Before each block: whether it is the last, its bytes, and the same again with bits turned.
+_BLOCK = struct.Struct("<BHH")
+_SUM_BYTES = 4
 #: Of more, zlib lets other threads take the interpreter's lock. To get it back, among threads
 #: that decode, takes longer than a checksum: the files of twenty tiles took 7 ms, and 1 alone.
 _LOCKED_BYTES = 5_120
@@ -30,24 +33,80 @@ _LOCKED_BYTES = 5_120
 _BYTES_AT_ONCE = 256 * 2**10
 
 
-def png_files(tiles: Sequence[NDArray[np.uint8]]) -> list[bytes]:
+def png_files(tiles: Sequence[NDArray[np.uint8]]) -> pa.BinaryArray:
     """A PNG file of the pixels of each tile uint8 [h, w, 3], not compressed."""
-    files: list[bytes] = []
-    for shape, alike in groupby(tiles, key=lambda tile: tile.shape):
-        waiting, most = list(alike), max(1, _BYTES_AT_ONCE // max(1, prod(shape)))
-        for start in range(0, len(waiting), most):
-            files += _png_files(np.stack(waiting[start : start + most]))
+    files = [pa.array([], pa.binary())]
+    for _, alike in groupby(tiles, key=lambda tile: tile.shape):
+        files.append(_as_binary(_png_files(list(alike))))
+    return pa.concat_arrays(files)
+
+
+def _png_files(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The files [n, bytes] of n tiles of one shape: all have one length."""
+    height, width, _ = tiles[0].shape
+    layout = _Layout(height, width)
+    files = np.empty((len(tiles), layout.bytes), np.uint8)
+    most = max(1, _BYTES_AT_ONCE // max(1, tiles[0].nbytes))
+    for start in range(0, len(tiles), most):
+        several = np.stack(tiles[start : start + most])
+        layout.fill(files[start : start + most], _filtered(several).reshape(len(several), -1))
     return files
 
 
-def _png_files(tiles: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Of tiles [n, h, w, 3]."""
-    count, height, width, _ = tiles.shape
-    header = struct.pack(">II5B", width, height, *_RGB)
-    begin = b"".join((_SIGNATURE, *_chunk(b"IHDR", header)))
-    end = b"".join(_chunk(b"IEND", b""))
-    for lines in _filtered(tiles).reshape(count, -1):
-        yield b"".join((begin, *_chunk(b"IDAT", _stored(lines.data)), end))
+class _Layout:
+    """Where what lies in the file of a tile: three chunks, the second a zlib stream (RFC 1950) of
+    blocks that are not compressed (RFC 1951, 3.2.4)."""
+
+    def __init__(self, height: int, width: int) -> None:
+        lines = height * (1 + 3 * width)
+        self._blocks = range(0, lines, _MOST_STORED)
+        stored = len(_ZLIB) + len(self._blocks) * _BLOCK.size + lines + _SUM_BYTES
+        header = struct.pack(">II5B", width, height, *_RGB)
+        begin = _SIGNATURE + _chunk(b"IHDR", header)
+        self._idat = len(begin) + _SUM_BYTES  # where its name begins, after its length
+        self._begin = begin + stored.to_bytes(4) + b"IDAT" + _ZLIB
+        self._end = _chunk(b"IEND", b"")
+        self.bytes = self._idat + len(b"IDAT") + stored + _SUM_BYTES + len(self._end)
+
+    def fill(self, files: NDArray[np.uint8], lines: NDArray[np.uint8]) -> None:
+        """``files`` uint8 [n, bytes] with filtered ``lines`` uint8 [n, h * (1 + 3 w)]."""
+        at = len(self._begin)
+        files[:, :at] = _row(self._begin)
+        for start in self._blocks:
+            block = lines[:, start : start + _MOST_STORED]
+            size = block.shape[1]
+            last = start + size == lines.shape[1]
+            files[:, at : at + _BLOCK.size] = _row(_BLOCK.pack(last, size, size ^ 0xFFFF))
+            at += _BLOCK.size
+            files[:, at : at + size] = block
+            at += size
+        files[:, at : at + _SUM_BYTES] = _sums(zlib.adler32, 1, lines)
+        at += _SUM_BYTES
+        files[:, at : at + _SUM_BYTES] = _sums(zlib.crc32, 0, files[:, self._idat : at])
+        files[:, at + _SUM_BYTES :] = _row(self._end)
+
+
+def _as_binary(files: NDArray[np.uint8]) -> pa.BinaryArray:
+    count, size = files.shape
+    ends = np.arange(count + 1, dtype=np.int32) * size
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(files)]
+    return pa.Array.from_buffers(pa.binary(), count, buffers)
+
+
+def _row(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def _sums(
+    add: Callable[[memoryview, int], int], value: int, rows: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """A checksum of each row, as bytes [n, 4]."""
+    sums = np.array([_summed(add, row.data, value) for row in rows], ">u4")
+    return sums.view(np.uint8).reshape(-1, _SUM_BYTES)
 
 
 def _filtered(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -65,21 +124,6 @@ def _filtered(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     differences += left & above  # the mean: rounded down, and without a carry
     np.subtract(framed[:, 1:, 3:], differences, out=differences)
     return lines
-
-
-def _stored(data: memoryview) -> bytes:
-    """A zlib stream (RFC 1950) of blocks that are not compressed (RFC 1951, 3.2.4)."""
-    pieces: list[bytes | memoryview] = [_ZLIB]
-    for start in range(0, len(data), _MOST_STORED):
-        block = data[start : start + _MOST_STORED]
-        last = start + len(block) == len(data)
-        pieces += (struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block)
-    return b"".join((*pieces, _summed(zlib.adler32, data, 1).to_bytes(4)))
-
-
-def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
-    check = _summed(zlib.crc32, memoryview(data), zlib.crc32(kind))
-    return len(data).to_bytes(4), kind, data, check.to_bytes(4)
 
 
 def _summed(add: Callable[[memoryview, int], int], data: memoryview, value: int) -> int:

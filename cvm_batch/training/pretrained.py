@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cvm_batch.errors import UsageError
+from cvm_batch.model.architecture import Architecture, Fusion
 from cvm_batch.model.bundle import file_sha256
+
+#: In place of a file: the weights that timm downloads, trained on ImageNet.
+DOWNLOADED = Path("timm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Where the first weights come from; each part is None where it begins at random."""
+    """Where the first weights come from; each part is None where it begins at random.
+
+    A part may be `DOWNLOADED`, until `downloaded` has made a file of it.
+    """
 
     whole: Path | None = None
     """Safetensors of the whole network: a bundle's, say."""
@@ -23,6 +32,25 @@ class Pretrained:
     """Of CVM-Cervix's CNN, with timm's names."""
     vt: Path | None = None
     """Of its visual transformer, with timm's names."""
+
+    def downloaded(self, architecture: Architecture, folder: Path) -> Pretrained:
+        """The same, with all that is to be downloaded as files in ``folder``.
+
+        What lies there already is taken: so a training goes on without a network. Raises
+        UsageError where there are no such weights, or they cannot be had.
+        """
+        whole, cnn, vt = self.whole, self.cnn, self.vt
+        if isinstance(architecture, Fusion):
+            if whole == DOWNLOADED:
+                whole, cnn, vt = None, cnn or DOWNLOADED, vt or DOWNLOADED
+            if cnn == DOWNLOADED:
+                cnn = _download(architecture.cnn.name, architecture.cnn.build, folder)
+            if vt == DOWNLOADED:
+                vt = _download(architecture.vt.name, architecture.vt.build, folder)
+        elif whole == DOWNLOADED:
+            # Of one class, so that the classifier fits nobody's.
+            whole = _download(architecture.name, partial(architecture.build, 1), folder)
+        return Pretrained(whole=whole, cnn=cnn, vt=vt)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file, by the part of the network that it is for; of none at random.
@@ -53,6 +81,42 @@ class Pretrained:
 
 
 AT_RANDOM = Pretrained()
+
+
+def _download(name: str, build: Callable[..., nn.Module], folder: Path) -> Path:
+    """The file of the pretrained weights of the network that ``build`` makes."""
+    from safetensors.torch import save_file
+
+    path = folder / f"{name}.safetensors"
+    if path.is_file():
+        return path
+    try:
+        weights, others = (_built(build, seed) for seed in (0, 1))
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"There are no weights for {name} from timm: {error}. Where they cannot be downloaded, "
+            "or the recipe's network is of another shape, give safetensors, or begin at random."
+        ) from error
+    # timm says nothing of layers that it has no weights for: but those depend on the seed.
+    random = [key for key in weights if not torch.equal(weights[key], others[key])]
+    if lacking := [key for key in random if not _is_classifier(key)]:
+        raise UsageError(
+            f"timm has no weights for {len(lacking)} layers of {name} as the recipe shapes it, the "
+            f"first {lacking[0]!r}. Give safetensors, or begin at random."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    save_file(weights, beside)
+    beside.rename(path)
+    return path
+
+
+def _built(build: Callable[..., nn.Module], seed: int) -> dict[str, Tensor]:
+    """Weights of the pretrained network."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        network = build(pretrained=True)
+    return {key: value.contiguous() for key, value in network.state_dict().items()}
 
 
 def _load(network: nn.Module, path: Path) -> None:

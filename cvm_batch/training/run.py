@@ -120,6 +120,7 @@ def train_bundle(
     for line in cells.report():
         say(line)
     split = recipe.split_of(cells)
+    pretrained = pretrained.downloaded(recipe.architecture, _training(out) / "first-weights")
     first_weights = pretrained.digests()
     job = _job(data, recipe, out, plan_digest(cells, split), pretrained, first_weights)
     if written_by is not None and not (written_by == job.fingerprint and job.checkpoints.paths()):
@@ -169,7 +170,7 @@ def _job(
 ) -> Job:
     parts = [recipe.fingerprint, planned, *(f"{part} {sha}" for part, sha in weights.items())]
     fingerprint = sha256(" ".join(parts).encode()).hexdigest()[:12]
-    folder = out.with_name(f"{out.name}.training") / f"{recipe.name}-{fingerprint}"
+    folder = _training(out) / f"{recipe.name}-{fingerprint}"
     return Job(
         data=tuple(path.absolute() for path in data),
         recipe=recipe,
@@ -177,6 +178,11 @@ def _job(
         planned=planned,
         pretrained=pretrained,
     )
+
+
+def _training(out: Path) -> Path:
+    """The folder beside the bundle for all that its trainings leave."""
+    return out.with_name(f"{out.name}.training")
 
 
 def _describe(job: Job, cells: LabelledCells, split: Split) -> None:

@@ -71,6 +71,20 @@ def test_rolling_back(tiny_bundle: Bundle, other: Bundle) -> None:
         roll_back("never")
 
 
+def test_rolling_back_twice_goes_on_to_what_was_before(
+    tiny_bundle: Bundle, other: Bundle, own: Path
+) -> None:
+    for bundle in (tiny_bundle, other, tiny_bundle):
+        promote(bundle, "nightly")
+    assert roll_back("nightly").digest == other.digest
+    assert roll_back("nightly").digest == tiny_bundle.digest
+    with pytest.raises(BundleNotFoundError, match="no earlier bundle"):
+        roll_back("nightly")
+    promote(other, "nightly")
+    assert roll_back("nightly").digest == tiny_bundle.digest
+    assert [entry.rolled_back for entry in history("nightly")] == [0, 0, 0, 1, 1, 0, 1]
+
+
 def test_a_damaged_copy_is_noticed(tiny_bundle: Bundle, own: Path) -> None:
     promote(tiny_bundle, "nightly")
     weights = own / "store" / tiny_bundle.digest / "model.safetensors"

@@ -14,8 +14,8 @@ from cvm_batch.results.png import png_files
 
 
 def png(tile: NDArray[np.uint8]) -> bytes:
-    (file,) = png_files([tile])
-    return file
+    (file,) = png_files([tile]).to_pylist()
+    return bytes(file)
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (1, 1), (1, 300), (300, 1), (7, 13), (256, 2)])
@@ -49,4 +49,4 @@ def test_smooth_pixels_leave_little_to_compress() -> None:
 def test_many_at_once_are_as_one_by_one(shapes: list[tuple[int, int]]) -> None:
     rng = np.random.default_rng(0)
     tiles = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-    assert png_files(tiles) == [png(tile) for tile in tiles]
+    assert png_files(tiles).to_pylist() == [png(tile) for tile in tiles]

@@ -113,7 +113,8 @@ def test_evaluate_prints_what_the_probabilities_say(data: Path, bundle: Bundle) 
     assert found["accuracy"] == pytest.approx(right.mean(), abs=1e-4)
     keys = {"macro_precision", "macro_recall", "macro_f1", "per_class", "confusion", "digest"}
     assert keys <= set(found)
-    assert np.array(found["confusion"]).sum() == 120
+    assert np.array(found["confusion"]).sum() == found["data"]["cells"] == 120
+    assert found["data"] == cells.to_json()
 
 
 def test_evaluate_for_people_writes_a_page(tmp_path: Path, data: Path, bundle: Bundle) -> None:

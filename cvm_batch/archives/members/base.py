@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cvm_batch.archives.archive import Integrity, SlideInfo
 from cvm_batch.archives.limits import MAX_MEMBER_BYTES
 from cvm_batch.archives.opening import Opening
-from cvm_batch.archives.places.files import FileStamp, changed, identity
+from cvm_batch.archives.places.files import FileStamp, Listing, changed, identity
 from cvm_batch.archives.places.names import Names
 from cvm_batch.archives.places.place import Place
 from cvm_batch.errors import OverLimitError, UnsafeArchiveError
@@ -110,14 +110,20 @@ class FolderMembers:
     integrity = Integrity.UNVERIFIED
 
     def __init__(
-        self, place: Place, *, keep: Callable[[str], bool] = lambda _: True, deep: bool = False
+        self,
+        place: Place,
+        *,
+        keep: Callable[[str], bool] = lambda _: True,
+        deep: bool = False,
+        opened: Listing | None = None,
     ) -> None:
-        """``keep`` says by name which files are members; ``deep`` takes sub-folders in.
+        """``keep`` says by name which files are members; ``deep`` takes sub-folders in;
+        ``opened`` is what was listed already.
 
         Raises BadFormatError, OverLimitError, ReadError or UnsafeArchiveError.
         """
         self.place = place
-        self.opened = place.list_files(keep=keep, deep=deep)
+        self.opened = place.list_files(keep=keep, deep=deep) if opened is None else opened
         self.names = self.opened.names
 
     def read(self, position: int) -> bytes:

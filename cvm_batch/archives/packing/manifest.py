@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from cvm_batch.archives.members.base import read_listed
+from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.places.place import Place
 from cvm_batch.errors import BadFormatError, ChecksumMismatchError, OverLimitError
 
@@ -61,13 +62,15 @@ class PackManifest:
         }
 
 
-def read_manifest(place: Place) -> PackManifest | None:
+def read_manifest(place: Place, listed: FileStamp | None = None) -> PackManifest | None:
     """The manifest of the archive at ``place``, or None where it is not a packed one.
 
-    Raises BadFormatError, ChecksumMismatchError, OverLimitError or ReadError.
+    ``listed``: the file as it was listed before, where it was. Raises BadFormatError,
+    ChecksumMismatchError, OverLimitError, ReadError, or InputChangedError where it is not as
+    listed.
     """
     file = place.child(MANIFEST_FILE)
-    stamp = file.stamp()
+    stamp = listed or file.stamp()
     if stamp is None:
         return None
     if stamp.size > _MOST_BYTES:

@@ -65,6 +65,10 @@ class Names:
         positions: NDArray[np.int64] = pc.fill_null(found, -1).to_numpy().astype(np.int64)
         return positions
 
+    def equals(self, other: Names) -> bool:
+        """Whether both hold the same names."""
+        return bool(self._encoded.equals(other._encoded))
+
     def repeated(self) -> str | None:
         """A name that is given more than once, and so makes these no `Names`; else None."""
         again = pc.equal(self._encoded[1:], self._encoded[:-1])

@@ -34,7 +34,7 @@ from cvm_batch.archives.companions import companions, stamp_present
 from cvm_batch.archives.members.base import MemberArchive, Members
 from cvm_batch.archives.members.packed import ZipMembers
 from cvm_batch.archives.opening import Opening
-from cvm_batch.archives.places.files import FileStamp, identity
+from cvm_batch.archives.places.files import FileStamp, Listing, identity
 from cvm_batch.archives.places.place import Place
 from cvm_batch.archives.scale import check_tile_size
 from cvm_batch.archives.zarr.chunks import Chunks, EqualTiles, UnequalTiles, integrity_of
@@ -134,6 +134,9 @@ class ZarrArchive(MemberArchive):
         return Integrity.VERIFIED if found == {Integrity.VERIFIED} else Integrity.UNVERIFIED
 
     def _identity_now(self) -> str:
+        now, opened = self._list_files(self._slide), self._members.opened
+        if isinstance(now, Listing) and isinstance(opened, Listing) and now.same_as(opened):
+            return self._info.identity
         own = packed_digest(self._slide) if self._packed is not None else None
         return own or super()._identity_now()
 

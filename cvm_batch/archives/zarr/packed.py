@@ -27,8 +27,11 @@ from cvm_batch.errors import BadFormatError, ChecksumMismatchError, OverLimitErr
 
 def folder_members(place: Place) -> Members:
     """The files of a zarr folder, packed or not. Raises SlideError."""
-    manifest = read_manifest(place)
-    return FolderMembers(place, deep=True) if manifest is None else PackedMembers(place, manifest)
+    members = FolderMembers(place, deep=True)
+    at = members.names.find(MANIFEST_FILE)
+    # As listed: so the same listing, later on, is the same manifest.
+    manifest = None if at is None else read_manifest(place, members.opened.stamp(at))
+    return members if manifest is None else PackedMembers(members, manifest)
 
 
 def packed_digest(slide: Opening) -> str | None:
@@ -49,9 +52,10 @@ def packed_digest(slide: Opening) -> str | None:
 class PackedMembers(FolderMembers):
     """The files of a packed slide; each `read` is compared with the manifest."""
 
-    def __init__(self, place: Place, manifest: PackManifest) -> None:
-        """Raises ChecksumMismatchError where metadata are missing, and as `FolderMembers`."""
-        super().__init__(place, deep=True)
+    def __init__(self, folder: FolderMembers, manifest: PackManifest) -> None:
+        """``folder``: with its sub-folders. Raises ChecksumMismatchError where metadata are
+        missing."""
+        super().__init__(folder.place, opened=folder.opened)
         self._manifest = manifest
         self._refuse_lost_metadata()
 

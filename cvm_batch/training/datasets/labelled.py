@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +126,22 @@ class LabelledCells:
             positions[digest].append(position)
         return [tuple(found) for found in positions.values() if len(found) > 1]
 
+    def to_json(self) -> dict[str, Any]:
+        """What was found, what was skipped and why, duplicates."""
+        return {
+            "where": self.where,
+            "cells": len(self),
+            "groups": len(set(self.groups)),
+            "grouped_by": self.grouped_by,
+            "notes": list(self.notes),
+            "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+            "same_pixels": [
+                [self.images[position].name for position in same] for same in self.duplicates()
+            ],
+        }
+
     def report(self) -> list[str]:
-        """For people: what was found, what was skipped and why, duplicates."""
+        """`to_json`, for people."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         groups = len(set(self.groups))
         lines = [

@@ -155,3 +155,4 @@ def test_duplicates_share_a_group_and_are_reported(tmp_path: Path) -> None:
     )
     assert "a/1.png (a), b/again.png (b)" in text
     assert "skipped 1, no image: b/notes.txt" in text
+    assert cells.to_json()["skipped"] == [{"name": "b/notes.txt", "why": "no image"}]
