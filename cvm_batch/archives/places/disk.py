@@ -105,12 +105,12 @@ class DiskPlace:
         yield self.path
 
     def _status(self) -> os.stat_result | None:
-        with reading(self):
-            try:
-                return os.stat(self.uri)
-            except OSError as error:
-                if error.errno in _NOTHING_THERE:
-                    return None
+        try:  # first without `reading`, which costs more than the look: planning looks much
+            return os.stat(self.uri)
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return None
+            with reading(self):
                 raise
 
     def _stamps(self, keep: Callable[[str], bool], deep: bool) -> Iterator[FileStamp]:
