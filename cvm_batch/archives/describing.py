@@ -28,8 +28,10 @@ _AT_ONCE = 8
 #: disk nearly none is, and threads that take the interpreter's lock from each other take four
 #: times as long as one.
 _ASKING = 16
-#: A look at a slide's files that takes longer is one that waits.
+#: A look at a slide's files that waits longer is one of a share. Twice in a row it must: a
+#: process can be kept from its CPU for a moment.
 _QUICK_SECONDS = 0.001
+_IN_A_ROW = 2
 
 T = TypeVar("T")
 
@@ -91,13 +93,14 @@ def identities(
     def of_some(some: Sequence[SlideAddress]) -> list[str | None]:
         return [_identity(address, options) for address in some]
 
-    left = _some_at_once(addresses, _AT_ONCE)
+    left, slow = _some_at_once(addresses, _AT_ONCE), 0
     for some in left:
-        started = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         found = of_some(some)
-        quick = time.perf_counter() - started < _QUICK_SECONDS * len(some)
+        waited = time.perf_counter() - began - (time.thread_time() - worked)
         yield from found
-        if not quick:
+        slow = slow + 1 if waited > _QUICK_SECONDS * len(some) else 0
+        if slow == _IN_A_ROW:
             break
     with ThreadPoolExecutor(_ASKING, "identify") as pool:
         for found in pool.map(of_some, left):

@@ -14,7 +14,19 @@ from cvm_batch.cluster.doors import is_jobs_address
 from cvm_batch.errors import AgreementError
 
 if TYPE_CHECKING:
+    from cvm_batch.training.pretrained import First
     from cvm_batch.training.publish import Published
+
+
+class _FirstWeights(click.ParamType[Any]):
+    """A file, or the word ``timm``."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> First:
+        return "timm" if value == "timm" else Path(value)
 
 
 @click.command()
@@ -44,20 +56,20 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Another field.")
 @click.option(
     "--pretrained",
-    type=click.Path(path_type=Path),
+    type=_FirstWeights(),
     metavar="FILE|timm",
     help="Safetensors of the whole network to begin with, as a bundle's model.safetensors; or the "
     "word timm: weights from ImageNet, downloaded.",
 )
 @click.option(
     "--pretrained-cnn",
-    type=click.Path(path_type=Path),
+    type=_FirstWeights(),
     metavar="FILE|timm",
     help="Likewise of timm's CNN alone.",
 )
 @click.option(
     "--pretrained-vt",
-    type=click.Path(path_type=Path),
+    type=_FirstWeights(),
     metavar="FILE|timm",
     help="Likewise of timm's visual transformer alone.",
 )
@@ -84,9 +96,9 @@ def train(
     seed: int | None,
     tile_um: float | None,
     settings: tuple[str, ...],
-    pretrained: Path | None,
-    pretrained_cnn: Path | None,
-    pretrained_vt: Path | None,
+    pretrained: First | None,
+    pretrained_cnn: First | None,
+    pretrained_vt: First | None,
     workers: int | None,
     gpus: bool,
     address: str | None,
@@ -105,7 +117,7 @@ def train(
     from cvm_batch.training.datasets import load_cells
     from cvm_batch.training.elsewhere import OnRay
     from cvm_batch.training.networks import check_builds, with_network
-    from cvm_batch.training.pretrained import DOWNLOADED, Pretrained
+    from cvm_batch.training.pretrained import Pretrained
     from cvm_batch.training.recipes import RECIPES, find_recipe, overridden
     from cvm_batch.training.report import check_installed
     from cvm_batch.training.run import train_bundle, train_here
@@ -125,7 +137,7 @@ def train(
         raise click.UsageError("--gpus and --address go with --workers.")
     handing = Handing.of(options)
     weights = (pretrained, pretrained_cnn, pretrained_vt)
-    given = [path for path in weights if path not in (None, DOWNLOADED)]
+    given = [path for path in weights if isinstance(path, Path)]
     if address is not None and is_jobs_address(address):
         return hand_over_command(context, address, handing, see=(*data, *given), write=out.parent)
     check_direct(address, handing)

@@ -18,10 +18,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cvm_batch.errors import BundleError, BundleNotFoundError, UsageError
 from cvm_batch.model.bundle import SPEC_FILE, Bundle, load_bundle
@@ -94,7 +95,7 @@ def history(name: str | None = None) -> list[Entry]:
     path = models_folder() / _NAMES
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        entries = [Entry(**json.loads(line)) for line in lines]
+        entries = [_entry(json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(
             f"{path} cannot be read ({error}): take out the line that somebody changed. The "
@@ -169,6 +170,11 @@ def _stored(digest: str) -> Path:
     return models_folder() / _STORE / digest
 
 
+def _entry(line: Mapping[str, Any]) -> Entry:
+    # A later version may write more.
+    return Entry(**{field.name: line[field.name] for field in fields(Entry) if field.name in line})
+
+
 def _add(name: str, digest: str, *, rolled_back: bool = False) -> Entry:
     entry = Entry(
         name=name,
@@ -177,7 +183,9 @@ def _add(name: str, digest: str, *, rolled_back: bool = False) -> Entry:
         by=_account(),
         rolled_back=rolled_back,
     )
-    line = json.dumps(asdict(entry)) + "\n"
+    # An earlier version reads no other fields than its own.
+    told = {key: value for key, value in asdict(entry).items() if value is not False}
+    line = json.dumps(told) + "\n"
     # One write at the file's end: two at a time do not mix.
     descriptor = os.open(models_folder() / _NAMES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -35,10 +35,13 @@ _BYTES_AT_ONCE = 256 * 2**10
 
 def png_files(tiles: Sequence[NDArray[np.uint8]]) -> pa.BinaryArray:
     """A PNG file of the pixels of each tile uint8 [h, w, 3], not compressed."""
-    files = [pa.array([], pa.binary())]
-    for _, alike in groupby(tiles, key=lambda tile: tile.shape):
-        files.append(_as_binary(_png_files(list(alike))))
-    return pa.concat_arrays(files)
+    files = [
+        _as_binary(_png_files(list(alike)))
+        for _, alike in groupby(tiles, key=lambda tile: tile.shape)
+    ]
+    if len(files) == 1:
+        return files[0]  # joining would be a copy
+    return pa.concat_arrays(files or [pa.array([], pa.binary())])
 
 
 def _png_files(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

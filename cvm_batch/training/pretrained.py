@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cvm_batch.errors import UsageError
 from cvm_batch.model.architecture import Architecture, Fusion
 from cvm_batch.model.bundle import file_sha256
 
-#: In place of a file: the weights that timm downloads, trained on ImageNet.
-DOWNLOADED = Path("timm")
+#: In place of a file: the weights that timm downloads, as a rule trained on ImageNet.
+DOWNLOADED: Literal["timm"] = "timm"
+#: In the metadata of a file that was made of them: which they are.
+_WHICH = "downloaded"
+
+First = Path | Literal["timm"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """Where the first weights come from; each part is None where it begins at random.
 
-    A part may be `DOWNLOADED`, until `downloaded` has made a file of it.
+    A part may be `DOWNLOADED`, until `as_files` has made a file of it.
     """
 
-    whole: Path | None = None
+    whole: First | None = None
     """Safetensors of the whole network: a bundle's, say."""
-    cnn: Path | None = None
+    cnn: First | None = None
     """Of CVM-Cervix's CNN, with timm's names."""
-    vt: Path | None = None
+    vt: First | None = None
     """Of its visual transformer, with timm's names."""
 
-    def downloaded(self, architecture: Architecture, folder: Path) -> Pretrained:
-        """The same, with all that is to be downloaded as files in ``folder``.
+    def as_files(self, architecture: Architecture, folder: Path) -> Pretrained:
+        """The same, with absolute paths, and all that is to be downloaded as files in ``folder``.
 
         What lies there already is taken: so a training goes on without a network. Raises
         UsageError where there are no such weights, or they cannot be had.
@@ -44,22 +53,32 @@ class Pretrained:
             if whole == DOWNLOADED:
                 whole, cnn, vt = None, cnn or DOWNLOADED, vt or DOWNLOADED
             if cnn == DOWNLOADED:
-                cnn = _download(architecture.cnn.name, architecture.cnn.build, folder)
+                half = architecture.cnn
+                cnn = _download(half.name, half.args, half.build, folder)
             if vt == DOWNLOADED:
-                vt = _download(architecture.vt.name, architecture.vt.build, folder)
-        elif whole == DOWNLOADED:
-            # Of one class, so that the classifier fits nobody's.
-            whole = _download(architecture.name, partial(architecture.build, 1), folder)
-        return Pretrained(whole=whole, cnn=cnn, vt=vt)
+                half = architecture.vt
+                vt = _download(half.name, half.args, half.build, folder)
+        else:
+            if DOWNLOADED in (cnn, vt):
+                raise _no_such_part("cnn" if cnn else "vt", DOWNLOADED)
+            if whole == DOWNLOADED:
+                build = partial(architecture.build, 1)
+                whole = _download(architecture.name, architecture.args, build, folder)
+        return Pretrained(whole=_absolute(whole), cnn=_absolute(cnn), vt=_absolute(vt))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file, by the part of the network that it is for; of none at random.
+        """SHA-256 of each file, by the part of the network that it is for, and by what it was
+        downloaded from where it was; of none at random.
 
         Raises UsageError where one cannot be read.
         """
         parts = {"whole": self.whole, "cnn": self.cnn, "vt": self.vt}
         try:
-            return {part: file_sha256(path) for part, path in parts.items() if path}
+            return {
+                part + _origin(Path(path)): file_sha256(Path(path))
+                for part, path in parts.items()
+                if path
+            }
         except OSError as error:
             raise UsageError(
                 f"{error.filename} cannot be read ({error.strerror}). Name safetensors with "
@@ -73,26 +92,51 @@ class Pretrained:
                 continue
             target = getattr(network, part, None) if part else network
             if not isinstance(target, nn.Module):
-                raise UsageError(
-                    f"The recipe's network has no part {part!r} for {path}: it is no CVM-Cervix. "
-                    "Give the weights of the whole network."
-                )
-            _load(target, path)
+                raise _no_such_part(part, path)
+            _load(target, Path(path))
 
 
 AT_RANDOM = Pretrained()
 
 
-def _download(name: str, build: Callable[..., nn.Module], folder: Path) -> Path:
-    """The file of the pretrained weights of the network that ``build`` makes."""
+def _absolute(path: First | None) -> Path | None:
+    """Workers of Ray have a working folder of their own."""
+    return None if path is None else Path(path).absolute()
+
+
+def _no_such_part(part: str, path: First) -> UsageError:
+    return UsageError(
+        f"The recipe's network has no part {part!r} for {path}: it is no CVM-Cervix. Give the "
+        "weights of the whole network."
+    )
+
+
+def _origin(path: Path) -> str:
+    try:
+        with safe_open(path, "pt") as file:
+            which = (file.metadata() or {}).get(_WHICH)
+    except SafetensorError:
+        return ""  # loading it says what is wrong
+    return f", {which}" if which else ""
+
+
+def _download(
+    name: str, args: Mapping[str, Any], build: Callable[..., nn.Module], folder: Path
+) -> Path:
+    """The file of the pretrained weights of the network that ``build`` makes, which ``name`` and
+    ``args`` tell from others."""
     from safetensors.torch import save_file
 
-    path = folder / f"{name}.safetensors"
+    shape = hashlib.sha256(json.dumps([name, dict(args)], sort_keys=True).encode()).hexdigest()
+    path = folder / f"{name}-{shape[:8]}.safetensors"
     if path.is_file():
         return path
     try:
-        weights, others = (_built(build, seed) for seed in (0, 1))
-    except (OSError, RuntimeError) as error:
+        (weights, which), (others, _) = (_built(build, seed) for seed in (0, 1))
+    except UsageError:
+        raise
+    # Whatever a hub, a proxy or the network's own code raises.
+    except Exception as error:
         raise UsageError(
             f"There are no weights for {name} from timm: {error}. Where they cannot be downloaded, "
             "or the recipe's network is of another shape, give safetensors, or begin at random."
@@ -104,19 +148,35 @@ def _download(name: str, build: Callable[..., nn.Module], folder: Path) -> Path:
             f"timm has no weights for {len(lacking)} layers of {name} as the recipe shapes it, the "
             f"first {lacking[0]!r}. Give safetensors, or begin at random."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    save_file(weights, beside)
-    beside.rename(path)
+    for key in random:
+        del weights[key]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two that do it at once do it each for itself.
+        descriptor, beside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+        os.close(descriptor)
+        save_file(weights, beside, metadata={_WHICH: which})
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"The first weights cannot be written to {folder} ({error}). Make room, or name "
+            "another --out."
+        ) from error
     return path
 
 
-def _built(build: Callable[..., nn.Module], seed: int) -> dict[str, Tensor]:
-    """Weights of the pretrained network."""
+def _built(build: Callable[..., nn.Module], seed: int) -> tuple[dict[str, Tensor], str]:
+    """Weights of the pretrained network, and which they are."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = build(pretrained=True)
-    return {key: value.contiguous() for key, value in network.state_dict().items()}
+    known = getattr(network, "pretrained_cfg", None)
+    which = f"timm's {known['architecture']}.{known['tag']}" if known else "torchvision's"
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
+    return weights, which
 
 
 def _load(network: nn.Module, path: Path) -> None:

@@ -7,6 +7,7 @@
       checkpoints/                        the last two, gone once the bundle is there
       evaluation.json, report.html        figures, for programs and for people
       tensorboard/                        curves, where TensorBoard is installed
+    OUT.training/first-weights/           what was downloaded to begin with
 
 The fingerprint is of the recipe, the data and their split, so that a changed one begins anew
 and the same one goes on where it was interrupted.
@@ -120,7 +121,7 @@ def train_bundle(
     for line in cells.report():
         say(line)
     split = recipe.split_of(cells)
-    pretrained = pretrained.downloaded(recipe.architecture, _training(out) / "first-weights")
+    pretrained = pretrained.as_files(recipe.architecture, _training(out) / "first-weights")
     first_weights = pretrained.digests()
     job = _job(data, recipe, out, plan_digest(cells, split), pretrained, first_weights)
     if written_by is not None and not (written_by == job.fingerprint and job.checkpoints.paths()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -16,7 +17,10 @@ SLIDES = [SlideAddress(uri=f"/slides/{number}.zip") for number in range(400)]
 
 @pytest.mark.parametrize("slow_from", [0, 100, 1000], ids=["share", "falls asleep", "disk"])
 def test_in_order_whatever_a_look_costs(monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
+    threads = set()
+
     def look(address: SlideAddress, _: OpenOptions) -> str | None:
+        threads.add(threading.get_ident())
         number = int(address.uri.split("/")[-1].removesuffix(".zip"))
         if number >= slow_from:
             time.sleep(0.01)
@@ -28,10 +32,22 @@ def test_in_order_whatever_a_look_costs(monkeypatch: pytest.MonkeyPatch, slow_fr
     assert found == [None if at == 7 else slide.uri for at, slide in enumerate(SLIDES)]
     waited = 0.01 * max(0, len(SLIDES) - slow_from)
     assert time.perf_counter() - began < 0.5 + waited / 4
+    assert (len(threads) > 1) == (slow_from < len(SLIDES))
 
 
-def test_who_stops_asking_stops_it() -> None:
-    asked = identities(iter(SLIDES), PLAIN)
-    next(asked)
-    asked.close()
+def test_one_slow_look_is_not_yet_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def look(address: SlideAddress, _: OpenOptions) -> str | None:
+        threads.add(threading.get_ident())
+        if address.uri in ("/slides/10.zip", "/slides/100.zip"):
+            time.sleep(0.1)
+        return address.uri
+
+    monkeypatch.setattr(describing, "_identity", look)
+    assert list(identities(SLIDES, PLAIN)) == [slide.uri for slide in SLIDES]
+    assert threads == {threading.get_ident()}
+
+
+def test_of_no_slides() -> None:
     assert list(identities((), PLAIN)) == []

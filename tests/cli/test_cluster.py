@@ -181,6 +181,17 @@ def test_trainings_are_handed_over_as_they_were_typed(
     assert "--address" not in typed
 
 
+def test_the_nodes_download_what_is_to_be_downloaded(there: Cluster, tmp_path: Path) -> None:
+    there.ends = Ending(exit_code=0)
+    data, out = tmp_path / "cells", tmp_path / "out"
+    command = ("train", "--recipe", "r", "--workers", 2, "--data", data, "--out", out)
+    run(*command, "--pretrained-cnn", "timm", "--address", URL)
+    _, words = handed_over(there)
+    assert words[5:7] == ["--see", str(data)]
+    assert words.count("--see") == 1
+    assert words[words.index("--pretrained-cnn") + 1] == "timm"
+
+
 def test_the_nodes_are_asked_for_the_first_weights(there: Cluster, tmp_path: Path) -> None:
     """Which need not lie on the desk."""
     there.ends = Ending(exit_code=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 import threading
@@ -83,6 +84,17 @@ def test_rolling_back_twice_goes_on_to_what_was_before(
     promote(other, "nightly")
     assert roll_back("nightly").digest == tiny_bundle.digest
     assert [entry.rolled_back for entry in history("nightly")] == [0, 0, 0, 1, 1, 0, 1]
+
+
+def test_other_versions_read_what_this_one_writes_and_the_reverse(
+    tiny_bundle: Bundle, own: Path
+) -> None:
+    promote(tiny_bundle, "nightly")
+    lines = own / "names.jsonl"
+    (told,) = map(json.loads, lines.read_text().splitlines())
+    assert set(told) == {"name", "digest", "at", "by"}
+    lines.write_text(json.dumps(told | {"why": "of a later version"}) + "\n")
+    assert [entry.digest for entry in history("nightly")] == [tiny_bundle.digest]
 
 
 def test_a_damaged_copy_is_noticed(tiny_bundle: Bundle, own: Path) -> None:

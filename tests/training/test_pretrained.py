@@ -52,7 +52,7 @@ def test_both_halves_begin_with_what_was_downloaded(
     tmp_path: Path, hub: dict[str, nn.Module], asked: Pretrained
 ) -> None:
     network = FUSION.build(3)
-    asked.downloaded(FUSION, tmp_path / "first").load(network)
+    asked.as_files(FUSION, tmp_path / "first").load(network)
     assert equal(network.get_submodule("cnn"), hub["test_resnet"])
     assert equal(network.get_submodule("vt"), hub["test_vit"])
 
@@ -61,11 +61,16 @@ def test_a_single_network_and_a_second_time_without_the_hub(
     tmp_path: Path, hub: dict[str, nn.Module]
 ) -> None:
     architecture = SingleNetwork(name="test_resnet")
-    first = Pretrained(whole=DOWNLOADED).downloaded(architecture, tmp_path / "first")
+    first = Pretrained(whole=DOWNLOADED).as_files(architecture, tmp_path / "first")
+    wider = SingleNetwork(name="test_resnet", args={"in_chans": 3})
+    other = Pretrained(whole=DOWNLOADED).as_files(wider, tmp_path / "first")
+    assert other != first
     there = hub.pop("test_resnet")
-    again = Pretrained(whole=DOWNLOADED).downloaded(architecture, tmp_path / "first")
+    again = Pretrained(whole=DOWNLOADED).as_files(architecture, tmp_path / "first")
     assert again == first
-    assert first.digests() == again.digests() != {}
+    (part,) = first.digests()
+    assert part == "whole, timm's test_resnet.r160_in1k"
+    assert first.digests() == again.digests()
     network = architecture.build(3)
     head = network.get_parameter("fc.weight").clone()
     again.load(network)
@@ -94,15 +99,33 @@ def test_what_cannot_be_had_is_told(
     what: str,
 ) -> None:
     with pytest.raises(UsageError, match=what):
-        (asked or Pretrained(whole=DOWNLOADED)).downloaded(architecture, tmp_path / "first")
+        (asked or Pretrained(whole=DOWNLOADED)).as_files(architecture, tmp_path / "first")
     assert not list(tmp_path.glob("first/*"))
 
 
-def test_files_are_taken_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["cnn", "vt"])
+def test_a_single_network_has_no_halves(tmp_path: Path, part: str) -> None:
+    architecture = SingleNetwork(name="test_resnet")
+    asked = Pretrained(cnn=DOWNLOADED) if part == "cnn" else Pretrained(vt=DOWNLOADED)
+    with pytest.raises(UsageError, match=f"no part '{part}' for timm"):
+        asked.as_files(architecture, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(
+    tmp_path: Path, hub: dict[str, nn.Module]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot be written to"):
+        Pretrained(whole=DOWNLOADED).as_files(SingleNetwork(name="test_resnet"), tmp_path / "file")
+
+
+def test_files_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cnn.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
     asked = Pretrained(cnn=path)
-    assert asked.downloaded(FUSION, tmp_path / "first") == asked
+    assert asked.as_files(FUSION, tmp_path / "first") == asked
+    monkeypatch.chdir(tmp_path)  # workers of Ray have a folder of their own
+    assert Pretrained(cnn=Path(path.name)).as_files(FUSION, tmp_path / "first") == asked
     network = FUSION.build(3)
     asked.load(network)
     assert torch.equal(

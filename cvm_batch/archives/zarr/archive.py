@@ -138,7 +138,7 @@ class ZarrArchive(MemberArchive):
         if isinstance(now, Listing) and isinstance(opened, Listing) and now.same_as(opened):
             return self._info.identity
         own = packed_digest(self._slide) if self._packed is not None else None
-        return own or super()._identity_now()
+        return own or identity(now)
 
     @property
     def _packed(self) -> PackedMembers | None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvm_batch.archives.places.files import printable
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import DataSetError, UnreadableImageError
 from cvm_batch.model.bundle import file_sha256
@@ -129,14 +130,15 @@ class LabelledCells:
     def to_json(self) -> dict[str, Any]:
         """What was found, what was skipped and why, duplicates."""
         return {
-            "where": self.where,
+            "where": printable(self.where),
             "cells": len(self),
             "groups": len(set(self.groups)),
             "grouped_by": self.grouped_by,
             "notes": list(self.notes),
-            "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+            "skipped": [{"name": printable(name), "why": why} for name, why in self.skipped],
             "same_pixels": [
-                [self.images[position].name for position in same] for same in self.duplicates()
+                [printable(self.images[position].name) for position in same]
+                for same in self.duplicates()
             ],
         }
 
