@@ -115,8 +115,8 @@ def _origin(path: Path) -> str:
     try:
         with safe_open(path, "pt") as file:
             which = (file.metadata() or {}).get(_WHICH)
-    except SafetensorError:
-        return ""  # loading it says what is wrong
+    except (OSError, SafetensorError):
+        return ""  # who reads or loads it says what is wrong
     return f", {which}" if which else ""
 
 

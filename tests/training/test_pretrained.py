@@ -103,6 +103,11 @@ def test_what_cannot_be_had_is_told(
     assert not list(tmp_path.glob("first/*"))
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"lost\.safetensors cannot be read \(No such file"):
+        Pretrained(whole=tmp_path / "lost.safetensors").digests()
+
+
 @pytest.mark.parametrize("part", ["cnn", "vt"])
 def test_a_single_network_has_no_halves(tmp_path: Path, part: str) -> None:
     architecture = SingleNetwork(name="test_resnet")
