@@ -26,7 +26,10 @@ class _FirstWeights(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> First:
-        return "timm" if value == "timm" else Path(value)
+        # Where one is given, what it is for loads PyTorch anyway.
+        from cvm_batch.training.pretrained import DOWNLOADED
+
+        return DOWNLOADED if value == DOWNLOADED else Path(value)
 
 
 @click.command()

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cvm_batch.errors import UsageError
-from cvm_batch.model.architecture import Architecture, Fusion
+from cvm_batch.model.architecture import Architecture, Backbone, Fusion, SingleNetwork
 from cvm_batch.model.bundle import file_sha256
 
 #: In place of a file: the weights that timm downloads, as a rule trained on ImageNet.
@@ -53,17 +51,14 @@ class Pretrained:
             if whole == DOWNLOADED:
                 whole, cnn, vt = None, cnn or DOWNLOADED, vt or DOWNLOADED
             if cnn == DOWNLOADED:
-                half = architecture.cnn
-                cnn = _download(half.name, half.args, half.build, folder)
+                cnn = _download(architecture.cnn, folder)
             if vt == DOWNLOADED:
-                half = architecture.vt
-                vt = _download(half.name, half.args, half.build, folder)
+                vt = _download(architecture.vt, folder)
         else:
             if DOWNLOADED in (cnn, vt):
                 raise _no_such_part("cnn" if cnn else "vt", DOWNLOADED)
             if whole == DOWNLOADED:
-                build = partial(architecture.build, 1)
-                whole = _download(architecture.name, architecture.args, build, folder)
+                whole = _download(architecture, folder)
         return Pretrained(whole=_absolute(whole), cnn=_absolute(cnn), vt=_absolute(vt))
 
     def digests(self) -> dict[str, str]:
@@ -120,19 +115,17 @@ def _origin(path: Path) -> str:
     return f", {which}" if which else ""
 
 
-def _download(
-    name: str, args: Mapping[str, Any], build: Callable[..., nn.Module], folder: Path
-) -> Path:
-    """The file of the pretrained weights of the network that ``build`` makes, which ``name`` and
-    ``args`` tell from others."""
+def _download(network: Backbone | SingleNetwork, folder: Path) -> Path:
+    """The file of the network's pretrained weights."""
     from safetensors.torch import save_file
 
-    shape = hashlib.sha256(json.dumps([name, dict(args)], sort_keys=True).encode()).hexdigest()
+    name, args = network.name, dict(network.args)
+    shape = hashlib.sha256(json.dumps([name, args], sort_keys=True).encode()).hexdigest()
     path = folder / f"{name}-{shape[:8]}.safetensors"
     if path.is_file():
         return path
     try:
-        (weights, which), (others, _) = (_built(build, seed) for seed in (0, 1))
+        (weights, which), (others, _) = (_built(network, seed) for seed in (0, 1))
     except UsageError:
         raise
     # Whatever a hub, a proxy or the network's own code raises.
@@ -153,10 +146,9 @@ def _download(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Two that do it at once do it each for itself.
-        descriptor, beside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-        os.close(descriptor)
-        save_file(weights, beside, metadata={_WHICH: which})
-        os.replace(beside, path)
+        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file(weights, building, metadata={_WHICH: which})
+        building.replace(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"The first weights cannot be written to {folder} ({error}). Make room, or name "
@@ -165,16 +157,18 @@ def _download(
     return path
 
 
-def _built(build: Callable[..., nn.Module], seed: int) -> tuple[dict[str, Tensor], str]:
-    """Weights of the pretrained network, and which they are."""
+def _built(network: Backbone | SingleNetwork, seed: int) -> tuple[dict[str, Tensor], str]:
+    """Pretrained weights, and which they are."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        network = build(pretrained=True)
-    known = getattr(network, "pretrained_cfg", None)
+        # A single network has a classifier: of one class, so that it fits nobody's.
+        classes = () if isinstance(network, Backbone) else (1,)
+        built = network.build(*classes, pretrained=True)
+    known = getattr(built, "pretrained_cfg", None)
     which = f"timm's {known['architecture']}.{known['tag']}" if known else "torchvision's"
     weights = {
         key: value.clone(memory_format=torch.contiguous_format)
-        for key, value in network.state_dict().items()
+        for key, value in built.state_dict().items()
     }
     return weights, which
 

@@ -18,7 +18,9 @@ def png(tile: NDArray[np.uint8]) -> bytes:
     return bytes(file)
 
 
-@pytest.mark.parametrize("shape", [(100, 100), (1, 1), (1, 300), (300, 1), (7, 13), (224, 224)])
+@pytest.mark.parametrize(
+    "shape", [(100, 100), (1, 1), (1, 300), (300, 1), (7, 13), (256, 2), (224, 224)]
+)
 def test_pixels_come_back(shape: tuple[int, int]) -> None:
     tile = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     with Image.open(io.BytesIO(png(tile))) as image:

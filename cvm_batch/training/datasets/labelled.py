@@ -143,7 +143,7 @@ class LabelledCells:
         }
 
     def report(self) -> list[str]:
-        """`to_json`, for people."""
+        """For people: what was found, what was skipped and why, duplicates."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         groups = len(set(self.groups))
         lines = [
