@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +18,7 @@ from cvm_batch.cli.config import CONFIG_VARIABLE, Config
 from cvm_batch.cli.loading import LazyGroup
 from cvm_batch.errors import CvmBatchError, ExitCode, ReplicaHangsError
 from cvm_batch.texts import printable
+from cvm_batch.without import without
 
 _COMMANDS = {
     "compare": "compare:compare",
@@ -76,24 +76,13 @@ def cli(context: click.Context, named: Path | None) -> None:
     context.default_map = context.obj.options
 
 
-class _Without(MetaPathFinder):
-    """pyarrow imports numpy and pandas where they are installed: a third of a second, and a
-    whole one, in which nothing is answered."""
-
-    def __init__(self, *packages: str) -> None:
-        self._packages = packages
-
-    def find_spec(self, fullname: str, *_: object) -> None:
-        if fullname in self._packages:
-            raise ModuleNotFoundError(f"This command does without {fullname}.", name=fullname)
-
-
 def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
-    if sys.argv[1:2] == ["query"]:
-        sys.meta_path.insert(0, _Without("numpy", "pandas"))
-    elif sys.argv[1:2] in (["worklist"], ["report"], ["results"]):
-        sys.meta_path.insert(0, _Without("pandas"))
+    command = sys.argv[1:2]
+    if command == ["query"]:
+        without("numpy", "pandas")
+    elif command not in (["train"], ["compare"]):  # Ray Train takes pandas along
+        without("pandas")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:  # a second Ctrl-C

@@ -35,11 +35,16 @@ class Backbone:
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
         """Return the module, mapping images [n, 3, s, s] to features [n, num_features]."""
-        import timm  # here: a plan reads bundles and needs no network
+        # Here: a plan reads bundles and needs no network.
+        from cvm_batch.model.timm_import import import_timm
 
+        timm = import_timm()
         # timm writes into nested arguments (xception41's block_cfg): give it a copy.
         args = deepcopy(dict(self.args))
-        return timm.create_model(self.name, pretrained=pretrained, num_classes=0, **args)
+        features: nn.Module = timm.create_model(
+            self.name, pretrained=pretrained, num_classes=0, **args
+        )
+        return features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,9 @@ class SingleNetwork:
 
         Raises UsageError where there are no pretrained weights.
         """
+        from cvm_batch.model.timm_import import import_timm
+
+        import_timm()  # before what follows imports it at length
         from cvm_batch.model.comparison.building import build
 
         return build(self.name, classes, pretrained=pretrained, args=deepcopy(dict(self.args)))

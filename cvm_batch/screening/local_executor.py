@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from cvm_batch.screening.executor import (
     ReplicaReady,
     hardware_here,
 )
+from cvm_batch.screening.importing import import_replica
 from cvm_batch.screening.work import Lease, ReplicaSpec
 
 if TYPE_CHECKING:  # a run that finds all done needs no PyTorch
@@ -51,7 +51,7 @@ class LocalExecutor:
 
     def prepare(self) -> None:
         # Some seconds of imports, while slides are looked at in other processes.
-        self._pool.submit(import_module, "cvm_batch.screening.replica")
+        self._pool.submit(import_replica)
 
     def start(self, spec: ReplicaSpec) -> None:
         import torch

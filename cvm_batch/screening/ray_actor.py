@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from threading import Thread
 
+from cvm_batch.screening.importing import import_replica
 from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.visibility import Needs, lacking_here
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec
+from cvm_batch.without import without
 
 
 class ReplicaActor:
     """A replica in a process of its own."""
+
+    def __init__(self) -> None:
+        without("pandas")
+        # Some seconds, while the node is looked at.
+        Thread(target=import_replica, daemon=True).start()
 
     def look(self, needs: Needs, node: str) -> Sequence[str]:
         """What the node does not see: then it would fail whatever it is handed, and quickly."""
