@@ -87,7 +87,8 @@ class Replica:
             batch_size=self._engine.batch_size,
             lanes=self._engine.lanes,
             sentinel_difference=self._engine.sentinel_difference,
-            versions={**versions(), "torch": torch.__version__},  # with its build: 2.15.0+cu132
+            # With its build, 2.15.0+cu132; and a string, for which the driver loads no PyTorch.
+            versions={**versions(), "torch": str(torch.__version__)},
             node=platform.node(),
         )
 

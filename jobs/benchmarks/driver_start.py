@@ -4,40 +4,59 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ray.cluster_utils import Cluster
+
 import cvm_batch
 from benchmarks.processes import submit
+from cvm_batch.cpus import usable_cpus
 
 MODEL = "cvm-cervix-mini-cric6"
 SLIDES = Path(cvm_batch.__file__).parent / "assets" / "demo" / "slides"
-_EXECUTORS = ("ray", "local")
 
 
 def start_figures(folder: Path, rounds: int) -> dict[str, Any]:
-    """Medians in seconds, and the first tile of every round, by executor."""
+    """Medians in seconds, and the first tile of every round: with a Ray of its own, in one
+    process, and on a cluster that runs already."""
     figures: dict[str, Any] = {}
-    runs: dict[str, list[dict[str, float]]] = {executor: [] for executor in _EXECUTORS}
-    # One round more: the first one warms the disk's cache, and writes Python's bytecode.
-    for number, executor in product(range(rounds + 1), _EXECUTORS):
-        seconds = _seconds(folder / f"{executor}-{number}", executor)
-        if number:
-            runs[executor].append(seconds)
-    for executor, found in runs.items():
+    ways = {"ray": ["--executor", "ray"], "local": ["--executor", "local"]}
+    runs = _runs(folder, ways, rounds)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": usable_cpus()})
+    try:
+        runs |= _runs(
+            folder, {"cluster": ["--address", cluster.address, "--allow-open-cluster"]}, rounds
+        )
+    finally:
+        cluster.shutdown()
+    for way, found in runs.items():
         for name in found[0]:
-            figures[f"{executor}: {name}"] = median(one[name] for one in found)
-        figures[f"{executor}: first_tile of each round"] = [one["first_tile"] for one in found]
+            figures[f"{way}: {name}"] = median(one[name] for one in found)
+        figures[f"{way}: first_tile of each round"] = [one["first_tile"] for one in found]
     return figures
 
 
-def _seconds(results: Path, executor: str) -> dict[str, float]:
+def _runs(
+    folder: Path, ways: Mapping[str, list[str]], rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    # One round more: the first one warms the disk's cache, and writes Python's bytecode.
+    for number, way in product(range(rounds + 1), ways):
+        seconds = _seconds(folder / f"{way}-{number}", ways[way])
+        if number:
+            runs[way].append(seconds)
+    return runs
+
+
+def _seconds(results: Path, options: Sequence[str]) -> dict[str, float]:
     """Of one run: where the time goes until the first part's cells are on disk."""
     began = time.time()
-    done = submit(str(SLIDES), "--model", MODEL, "--executor", executor, "--out", str(results))
+    done = submit(str(SLIDES), "--model", MODEL, *options, "--out", str(results))
     ended = time.time()
     manifests = list((results / "runs").glob("*.json"))
     if len(manifests) != 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,6 +17,7 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.screening.executor import Event, LeaseDone, ReplicaProgress, ReplicaReady
 from cvm_batch.screening.local_executor import LocalExecutor
+from cvm_batch.screening.replica import Replica
 from cvm_batch.screening.work import Lease, Part, ReplicaSpec
 from tests.archives import making
 from tests.conftest import coloured_tiles
@@ -31,23 +35,26 @@ def until(executor: LocalExecutor, kind: type[Event]) -> list[Event]:
     return events
 
 
-def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Else the watchdog would end a replica that digests a large file."""
-    making.write_zip(tmp_path / "a.zip", coloured_tiles(range(TILES)))
-    results = ResultsFolder(tmp_path / "results")
-    results.prepare()
-    spec = ReplicaSpec(
-        bundle=tiny_bundle.path,
-        bundle_digest=tiny_bundle.digest,
+def spec_of(bundle: Bundle, results: ResultsFolder) -> ReplicaSpec:
+    return ReplicaSpec(
+        bundle=bundle.path,
+        bundle_digest=bundle.digest,
         precision=Precision.FP32,
         backend=Backend.EAGER,
         batch_size=8,
         results=results.everywhere,
         run=RunName.new(datetime.now(UTC)),
     )
+
+
+def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Else the watchdog would end a replica that digests a large file."""
+    making.write_zip(tmp_path / "a.zip", coloured_tiles(range(TILES)))
+    results = ResultsFolder(tmp_path / "results")
+    results.prepare()
     with closing(LocalExecutor()) as executor:
         assert executor.wait(0) == [], "nobody serves yet"
-        executor.start(spec)
+        executor.start(spec_of(tiny_bundle, results))
         until(executor, ReplicaReady)
         before = [event for event in executor.wait(0) if isinstance(event, ReplicaProgress)]
         executor.submit(0, Lease(0, (Part(planned(tmp_path / "a.zip"), 0, TILES),)))
@@ -56,3 +63,15 @@ def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert [one.tiles for one in before] == [0]
     assert [one.tiles for one in after] == [TILES]
     assert after[0].signs > before[0].signs
+
+
+def test_what_a_replica_says_of_itself_is_read_without_pytorch(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Which took the driver three seconds, before it handed out anything."""
+    results = ResultsFolder(tmp_path)
+    results.prepare()
+    with closing(Replica(spec_of(tiny_bundle, results))) as replica:
+        pickled = pickle.dumps(replica.info())
+    script = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], input=pickled, check=True)
