@@ -5,6 +5,8 @@ LOCK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests start hundreds of processes, and without bytecode each would compile what it imports.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -18,10 +20,10 @@ demo: $(INSTALLED) ## screen real cells that come with the package, results in d
 	$(BIN)/cvm-batch demo --out demo-results
 
 test: $(INSTALLED) ## all tests but the long campaigns, two at a time
-	$(BIN)/python -m pytest -q -n 2 -m "not campaign"
+	$(PYTEST) -n 2 -m "not campaign"
 
 campaign: $(INSTALLED) ## the long simulations, kills and fuzzing
-	$(BIN)/python -m pytest -q -m campaign
+	$(PYTEST) -m campaign
 
 lint: $(INSTALLED) ## style, formatting, types
 	$(BIN)/ruff check
