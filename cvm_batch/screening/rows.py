@@ -11,10 +11,11 @@ from math import sqrt
 
 from cvm_batch.archives.archive import Integrity
 from cvm_batch.archives.places.files import printable
+from cvm_batch.archives.tables.slides import Preparation
 from cvm_batch.errors import Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.classes import CERVICAL_GROUPS
-from cvm_batch.results.schemas import Status
+from cvm_batch.results.schemas import Adequacy, Status
 from cvm_batch.results.slides import SlideRow
 from cvm_batch.screening.ledger import SlideAccount
 from cvm_batch.screening.plan import PlannedSlide
@@ -25,6 +26,9 @@ from cvm_batch.screening.work import (
     PartOutcome,
     QualitySums,
 )
+
+#: The Bethesda System 2014: squamous cells of which a slide must have this many to be judged.
+_ENOUGH_CELLS = {Preparation.LIQUID_BASED: 5_000, Preparation.CONVENTIONAL: 8_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ def slide_row(
         group_counts_at_least=groups if status is Status.INCOMPLETE else None,
         slide_score=_score(tops) if complete else None,
         top_classes=None if failed else _top_classes(context.bundle, tops),
+        adequacy=_adequacy(slide.preparation, status, classified),
         confidence_mean=quality.confidence,
         brightness_mean=quality.brightness,
         brightness_std=quality.brightness_std,
@@ -117,6 +122,16 @@ def _lacking(outcomes: Sequence[PartOutcome]) -> Failure | None:
         Reason.MISSING_TILES if missing else Reason.UNREADABLE_TILES,
         f"{unreadable} of {tiles} tiles could not be read: {'; '.join(told)}{more}",
     )
+
+
+def _adequacy(preparation: Preparation | None, status: Status, classified: int) -> Adequacy:
+    """By cells of whatever class: the archive has those that are worth a crop."""
+    if preparation is None or status is Status.FAILED:
+        return Adequacy.NOT_ASSESSED
+    if classified >= _ENOUGH_CELLS[preparation]:
+        return Adequacy.ADEQUATE
+    # An incomplete one may have had enough.
+    return Adequacy.SCANT if status is Status.COMPLETE else Adequacy.NOT_ASSESSED
 
 
 def _class_counts(bundle: Bundle, outcomes: Sequence[PartOutcome]) -> dict[str, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ExpectedFrom, SlideInfo
+from cvm_batch.archives.tables.slides import Preparation
 from cvm_batch.errors import Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.results.schemas import Status
@@ -37,13 +39,16 @@ def outcome(start: int, stop: int, classes: dict[int, int], **more: Any) -> Part
 
 
 def row_of(
-    bundle: Bundle, outcomes: Sequence[PartOutcome], failure: Failure | None = None
+    bundle: Bundle,
+    outcomes: Sequence[PartOutcome],
+    failure: Failure | None = None,
+    slide: PlannedSlide = SLIDE,
 ) -> SlideRow:
     context = RunContext(
         run_id="run", bundle=bundle, precision="fp32", backend="torch-eager", versions={}
     )
     account = SlideAccount(tiles=8, counted=list(outcomes), failure=failure, first_leased=10.0)
-    return slide_row(context, SLIDE, account, finished=20.0)
+    return slide_row(context, slide, account, finished=20.0)
 
 
 def test_parts_add_up_in_whatever_order_they_came(tiny_bundle: Bundle) -> None:
@@ -138,3 +143,35 @@ def test_names_that_are_not_utf8_are_stored_escaped(tiny_bundle: Bundle) -> None
     row = slide_row(context, slide, None, 20.0)
     assert row.uri == "/slides/x\\xff.zip"
     assert row.detail == "/slides/x\\xff.zip is no zip"
+
+
+@pytest.mark.parametrize(
+    ("preparation", "cells", "lacking", "adequacy"),
+    [
+        (None, 9_000, 0, "not_assessed"),
+        (Preparation.LIQUID_BASED, 4_999, 0, "scant"),
+        (Preparation.LIQUID_BASED, 5_000, 0, "adequate"),
+        (Preparation.CONVENTIONAL, 7_999, 0, "scant"),
+        (Preparation.CONVENTIONAL, 8_000, 0, "adequate"),
+        (Preparation.CONVENTIONAL, 8_000, 1, "adequate"),
+        (Preparation.CONVENTIONAL, 7_999, 1, "not_assessed"),
+    ],
+)
+def test_whether_there_are_enough_cells(
+    tiny_bundle: Bundle,
+    preparation: Preparation | None,
+    cells: int,
+    lacking: int,
+    adequacy: str,
+) -> None:
+    found = outcome(0, cells + lacking, {5: cells}, unreadable=lacking)
+    row = row_of(tiny_bundle, [found], slide=replace(SLIDE, preparation=preparation))
+    assert row.status is (Status.INCOMPLETE if lacking else Status.COMPLETE)
+    assert row.adequacy == adequacy
+
+
+def test_a_failed_slide_is_not_assessed(tiny_bundle: Bundle) -> None:
+    failure = Failure(Reason.BAD_FORMAT, "broken")
+    slide = replace(SLIDE, preparation=Preparation.CONVENTIONAL)
+    row = row_of(tiny_bundle, [outcome(0, 9_000, {5: 9_000})], failure, slide)
+    assert (row.status, row.adequacy) == (Status.FAILED, "not_assessed")
