@@ -29,6 +29,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, RunAbortedError
 from cvm_batch.parent import end_with_parent
 from cvm_batch.training.claim import LOOP, claimed
@@ -87,8 +88,11 @@ def main(job: Path, workers: int, gpus: bool, address: str | None) -> None:
 
 
 def _train(described: Job, workers: int, gpus: bool, address: str | None) -> None:
+    # Here Ray would count the machine's CPUs, and not those that this process may use.
+    count = {} if address else {"num_cpus": usable_cpus()}
     # With its dashboard, whose API Ray Train asks for the state of its controller.
-    ray.init(address=address or "local", log_to_driver=True)
+    ray.init(address=address or "local", log_to_driver=True, **count)
+    _check_room(workers, gpus, address)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": described},
@@ -104,6 +108,21 @@ def _train(described: Job, workers: int, gpus: bool, address: str | None) -> Non
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunAbortedError(f"The workers failed for good: {error}") from error
+
+
+def _check_room(workers: int, gpus: bool, address: str | None) -> None:
+    """Raises ClickException where workers would be waited for that never start."""
+    kind = "GPU" if gpus else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there >= workers:
+        return
+    if address is None:
+        raise click.ClickException(
+            f"{workers} workers need a {kind} each, and Ray finds {there} here: ask for fewer"
+            + (", or leave --gpus out." if gpus else ".")
+        )
+    # It may be one that grows by itself.
+    click.echo(f"The cluster has {there} of {workers} {kind}s so far; the workers wait for them.")
 
 
 if __name__ == "__main__":

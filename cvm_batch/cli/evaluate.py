@@ -102,10 +102,16 @@ def evaluate(
         )
     if as_json:
         judged_by = {"bundle": bundle.spec.name, "digest": bundle.digest}
-        print_json(judged_by | judged.evaluation.to_json() | {"data": judged.cells.to_json()})
+        told = judged.cells.to_json() | {"trained_on": judged.trained_on}
+        print_json(judged_by | judged.evaluation.to_json() | {"data": told})
         return
     for line in (*judged.cells.report(), *judged.evaluation.metrics.lines()):
         click.echo(line)
+    if judged.trained_on:
+        click.echo(
+            f"{bundle.spec.name} was trained on most of these very cells. Its figures on those "
+            "that were held back are in its MODEL_CARD.md."
+        )
     low, high = judged.evaluation.intervals()["accuracy"]
     click.echo(f"95 % interval of the accuracy, over {judged.cells.grouped_by}s: {low} to {high}")
 

@@ -8,15 +8,14 @@ from typing import Any
 
 from cvm_batch.model.architecture import Fusion
 from cvm_batch.model.bundle import BundleSpec
+from cvm_batch.training.datasets.labelled import BY_FILE
 from cvm_batch.training.metrics import Metrics
 from cvm_batch.training.splits import SplitKind
 
 _CARD = """\
 # {spec.name}
 
-**A demonstration. Not a medical device, and not for diagnosis:** no decision about a
-person may rest on it. It shows that the service works, on public images and from a
-training on one machine.
+{purpose}
 
 ## What it is
 
@@ -57,9 +56,10 @@ Cells (and groups) on each side of the split, which is {split_by}, with seed {sp
 {first_weights} with recipe `{recipe[name]}`: {recipe[epochs]} epochs of batches of
 {recipe[batch_size]}, AdamW with learning rate {recipe[learning_rate]}
 ({recipe[schedule]}) and weight decay {recipe[weight_decay]}, class weighting
-{recipe[class_weighting]}, label smoothing {recipe[label_smoothing]}, seed {recipe[seed]};
-{average}. Of all epochs, number {training[best_epoch]} had the highest macro F1 on the
-validation cells, and is this one; that figure, {validation_f1} %, is flattered by the
+{recipe[class_weighting]}{balanced}, augmentation {augmentation}, label smoothing
+{recipe[label_smoothing]}, seed {recipe[seed]}; {average}. Of all epochs, number
+{training[best_epoch]} had the highest macro F1 on the validation cells, and is this one;
+that figure, {validation_f1} %, is flattered by the
 choice. cvm-batch {versions[cvm_batch]}, torch {versions[torch]}, timm {versions[timm]}, in
 {training[precision]} on {training[device]}. `bundle.json` holds the whole recipe and all
 validation figures.
@@ -75,12 +75,17 @@ validation figures.
 - It was measured on cells. What its counts say about a whole slide was not measured.
 - Its probabilities are not calibrated.
 """
+_DEMONSTRATION = (
+    "**A demonstration. Not a medical device, and not for diagnosis:** no decision about a person "
+    "may rest on it. It shows that the service works, on public images."
+)
+_OWN = (
+    "**Not a medical device, and not for diagnosis:** no decision about a person may rest on it "
+    "before it was validated where it is used."
+)
 _WIDTH = 90
-_SPLITS = {
-    SplitKind.GROUPED: "by group",
-    SplitKind.PAPER: "at random class by class, as in the paper, so that cells of one image may "
-    "lie on both sides, which flatters the figures",
-}
+_BALANCED = ", every class drawn as often as every other"
+_TORN = "so that cells of one image may lie on both sides, which flatters the figures"
 
 
 def model_card(spec: BundleSpec, test: Metrics) -> str:
@@ -90,7 +95,10 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
     figures = test.to_json()
     card = _CARD.format(
         spec=spec,
+        purpose=_DEMONSTRATION if data["source"] else _OWN,
         recipe=recipe,
+        balanced=_BALANCED if recipe["balanced_sampling"] else "",
+        augmentation=_augmentation(recipe["augmentation"]),
         data=data,
         split=split,
         side=split["sides"]["test"],
@@ -103,7 +111,7 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         confusion=_confusion(test),
         abnormal=_abnormal(spec, test),
         source=data["source"] or "Source and licence were not recorded: ask who trained it.",
-        split_by=_SPLITS[SplitKind(split["kind"])],
+        split_by=how_split(provenance),
         sides=_sides(spec.class_names, split["sides"]),
         network=_network(spec),
         apart=_apart(split),
@@ -116,6 +124,16 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         },
     )
     return "\n\n".join(map(_filled, card.split("\n\n")))
+
+
+def how_split(provenance: Mapping[str, Any]) -> str:
+    """How the cells were divided into training, validation and test."""
+    grouped_by = provenance["data"]["grouped_by"]
+    if provenance["split"]["kind"] == SplitKind.PAPER:
+        return f"at random class by class, as in the paper, {_TORN}"
+    if grouped_by == BY_FILE:
+        return f"by file, {_TORN}: of which image a cell is was not recorded"
+    return f"by group, which is one {grouped_by}, and lies on one side"
 
 
 def percent(share: float | None) -> str:
@@ -196,6 +214,12 @@ def _first_weights(digests: Mapping[str, str]) -> str:
         return "From random weights"
     files = ", ".join(f"`{part}` {digest[:12]}" for part, digest in digests.items())
     return f"From weights that were trained before (SHA-256: {files}; the rest at random)"
+
+
+def _augmentation(fields: Mapping[str, Any]) -> str:
+    """What is switched on, by the fields' names."""
+    on = [name if value is True else f"{name} {value}" for name, value in fields.items() if value]
+    return f"({', '.join(on)})" if on else "none"
 
 
 def _average(decay: float | None) -> str:

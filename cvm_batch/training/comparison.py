@@ -106,6 +106,8 @@ def trials(
     recipes = {model: with_network(model, recipe, settings) for model in models}
     if seeded := [model for model in models if "@seed=" in model]:
         raise UsageError(f"{seeded[0]!r}: a study has the same seeds for all models; see --seeds.")
+    if folds and any(recipe.splits_otherwise(changed) for changed in recipes.values()):
+        raise UsageError("--folds is a split of its own: leave split and shares as they are.")
     cells = load_cells(*data).regrouped(recipe.classes)
     return [
         Trial(

@@ -51,7 +51,9 @@ class Evaluation:
     def intervals(self, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
         """95 % intervals of the four overall figures and of the F1 of each class that is there.
 
-        By bootstrap over groups, each resample with cells of every class that is there.
+        By bootstrap over groups, each resample with cells of every class that is there. 0 to 1
+        where all the cells, or those of the class, are of one group: what another would bring
+        is not known then.
         """
         drawn = resampled(
             self.groups,
@@ -64,7 +66,13 @@ class Evaluation:
         met = np.flatnonzero(self.metrics.support)
         overall, f1 = figures(drawn, met)
         keys = [*OVERALL, *(f"f1 of {self.class_names[at]}" for at in met)]
-        return dict(zip(keys, map(interval, np.hstack([overall, f1]).T), strict=True))
+        groups = np.asarray(self.groups)
+        several = [len(set(self.groups)) > 1] * len(OVERALL)
+        several += [len(set(groups[self.labels == at])) > 1 for at in met]
+        return {
+            key: interval(values) if known else [0.0, 1.0]
+            for key, values, known in zip(keys, np.hstack([overall, f1]).T, several, strict=True)
+        }
 
     def calibration(self, bins: int = _BINS) -> list[dict[str, float]]:
         """Cells by the confidence of their class: mean confidence beside the share right."""

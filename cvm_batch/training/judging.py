@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ class Judged:
     """Under the bundle's classes."""
     positions: NDArray[np.int64]
     evaluation: Evaluation
+    trained_on: bool
+    """Whether these are the cells that the bundle was trained on, so that its figures on them say
+    nothing of others."""
 
 
 def judge(bundle: Bundle, data: Sequence[Path], *, flips: bool = False) -> Judged:
@@ -65,4 +68,12 @@ def judge(bundle: Bundle, data: Sequence[Path], *, flips: bool = False) -> Judge
         groups=cells.groups,
         flips=flips,
     )
-    return Judged(cells, positions, evaluation)
+    return Judged(cells, positions, evaluation, trained_on=_trained_on(bundle, cells, classes))
+
+
+def _trained_on(bundle: Bundle, cells: LabelledCells, classes: Mapping[str, Sequence[str]]) -> bool:
+    try:
+        digest = cells.regrouped(classes).digest
+    except DataSetError:  # it lacks one of the classes, so it is another set
+        return False
+    return bool(digest == bundle.spec.provenance.get("data", {}).get("digest"))

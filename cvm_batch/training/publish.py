@@ -14,9 +14,11 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 import cvm_batch
+from cvm_batch.errors import BundleError
 from cvm_batch.model.bundle import Bundle, BundleSpec, load_bundle, write_bundle
 from cvm_batch.model.classes import PRIMARY_GROUP, cervical_groups
 from cvm_batch.model.engine import default_device
@@ -32,6 +34,8 @@ from cvm_batch.training.sources import source_of
 from cvm_batch.training.splits import Split
 
 SENTINELS = 16
+#: Cells of a class that are looked at for each sentinel.
+_LOOKED_AT = 4
 #: Test cells on which fp16 is compared with fp32, at most.
 _COMPARED = 256
 
@@ -97,8 +101,13 @@ def publish(
         },
     )
     if path.exists():
-        # Written before an interruption, by this training: who calls has looked.
+        # Written before an interruption. By this training, or by one beside it to the same folder.
         bundle = load_bundle(path)
+        if bundle.spec.provenance.get("training", {}).get("fingerprint") != fingerprint:
+            raise BundleError(
+                f"Another training has written {path} meanwhile. Move that bundle away, and give "
+                "this command again: it goes on from its last checkpoint."
+            )
     else:
         bundle = write_bundle(
             path,
@@ -115,18 +124,31 @@ def publish(
 def choose_sentinels(
     cells: LabelledCells, positions: NDArray[np.int64], count: int = SENTINELS
 ) -> NDArray[np.uint8]:
-    """Tiles uint8 [count or fewer, h, w, 3] at their own size, the classes taking turns.
+    """Tiles uint8 [count or fewer, h, w, 3], the classes taking turns.
 
-    All are of the commonest size among the cells at ``positions``. Raises DataSetError.
+    All are of the commonest size among the first cells of each class at ``positions``: those
+    that have it as they are, and where there are too few of them, others stretched to it. Raises
+    DataSetError.
     """
-    tiles = [cells.read(position) for position in positions]
-    shape = Counter(tile.shape for tile in tiles).most_common(1)[0][0]
     queues: list[list[NDArray[np.uint8]]] = [[] for _ in cells.class_names]
-    for tile, label in zip(tiles, cells.labels[positions], strict=True):
-        if tile.shape == shape:
-            queues[label].append(tile)
-    turns = chain.from_iterable(zip_longest(*queues))
-    return np.stack(list(islice((tile for tile in turns if tile is not None), count)))
+    for position in positions:
+        queue = queues[cells.labels[position]]
+        if len(queue) < _LOOKED_AT * count:
+            queue.append(cells.read(position))
+    shape = Counter(tile.shape for tile in chain(*queues)).most_common(1)[0][0]
+    for queue in queues:
+        queue.sort(key=lambda tile: tile.shape != shape)  # otherwise as they came
+    turns = chain.from_iterable(zip_longest(*(queue[:count] for queue in queues)))
+    return np.stack(
+        [_stretched(tile, shape) for tile in islice((t for t in turns if t is not None), count)]
+    )
+
+
+def _stretched(tile: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if tile.shape == shape:
+        return tile
+    height, width = shape[:2]
+    return np.asarray(Image.fromarray(tile).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _as_stored(network: nn.Module, precision: Precision) -> nn.Module:

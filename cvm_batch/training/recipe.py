@@ -58,6 +58,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.shift_px < 0 or not 0 <= self.jitter < 1 or not 0 <= self.zoom < 1:
             raise ValueError("shift_px must not be negative; jitter and zoom lie in [0, 1)")
+        if self.quarter_turns and not (self.horizontal_flip and self.vertical_flip):
+            raise ValueError("quarter_turns come with both flips: without one, set it to false too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,10 @@ class Recipe:
         return make_split(
             self.split, cells.labels, cells.groups, seed=self.split_seed, shares=self.shares
         )
+
+    def splits_otherwise(self, other: Recipe) -> bool:
+        """Whether the other divides the same cells in another way."""
+        return (self.split, self.shares) != (other.split, other.shares)
 
     @property
     def fingerprint(self) -> str:

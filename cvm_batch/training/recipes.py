@@ -153,7 +153,9 @@ def find_recipe(name: str) -> Recipe:
 
 def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """``recipe`` with fields changed by ``FIELD=VALUE`` lines, as ``epochs=3``,
-    ``augmentation.jitter=0.2`` or ``preprocessing.input_px=96``.
+    ``augmentation.jitter=0.2``, ``preprocessing.input_px=96``, ``groups.abnormal=HSIL,SCC`` (a
+    group of classes, the first one given the primary) or ``classes.Abnormal=HSIL,SCC`` (a class
+    of the bundle, and which of the data's it takes in); nothing behind the = takes one out.
 
     Raises UsageError for an unknown field, a value of the wrong kind, or a contradiction.
     """
@@ -162,6 +164,12 @@ def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     for setting in settings:
         path, equals, text = setting.partition("=")
         owner, _, name = path.strip().rpartition(".")
+        if equals and owner in _MAPPINGS and name:
+            members = tuple(member.strip() for member in text.split(",") if member.strip())
+            # The first group is the primary one: what is given here, in the order given.
+            given = changes.setdefault("", {}).setdefault(owner, {})
+            given[name] = members
+            continue
         if not equals or owner not in ("", *_NESTED) or name not in _plain_fields(recipe, owner):
             raise UsageError(
                 f"{setting!r} sets no field of a recipe. Write FIELD=VALUE, with one of: "
@@ -170,16 +178,22 @@ def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         parts.setdefault(owner, getattr(recipe, owner) if owner else recipe)
         kind = _plain_fields(recipe, owner)[name]
         changes.setdefault(owner, {})[name] = _value(setting, kind, text.strip())
+    plain = changes.setdefault("", {})
+    for mapping in _MAPPINGS & plain.keys():
+        kept = {k: v for k, v in getattr(recipe, mapping).items() if k not in plain[mapping]}
+        plain[mapping] = {k: v for k, v in (plain[mapping] | kept).items() if v}
     try:
         nested = {
             owner: replace(parts[owner], **given) for owner, given in changes.items() if owner
         }
-        return replace(recipe, **changes.get("", {}), **nested)
+        return replace(recipe, **plain, **nested)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"This recipe contradicts itself: {error}.") from error
 
 
 _NESTED = ("augmentation", "preprocessing")
+#: Names, each with the classes that it takes in.
+_MAPPINGS = {"groups", "classes"}
 
 
 def _plain_fields(recipe: Recipe, owner: str) -> dict[str, Any]:
@@ -208,7 +222,7 @@ def _every_field(recipe: Recipe) -> list[str]:
         f"{owner}.{name}" if owner else name
         for owner in ("", *_NESTED)
         for name in _plain_fields(recipe, owner)
-    ]
+    ] + [f"{mapping}.NAME" for mapping in sorted(_MAPPINGS)]
 
 
 def _value(setting: str, hint: Any, text: str) -> Any:

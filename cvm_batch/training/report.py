@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cvm_batch.errors import UsageError
 from cvm_batch.model.bundle import Bundle
+from cvm_batch.training.card import how_split
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.evaluation import Evaluation
 from cvm_batch.training.images import load_images
@@ -71,6 +72,7 @@ def write_report(
         bundle=bundle,
         recipe=bundle.spec.provenance.get("recipe", {}),
         sides={name: side for name, (side, _) in sides.items()},
+        split=how_split(bundle.spec.provenance) if epochs else None,
         first=next(iter(sides)),
         epochs=epochs,
         paper=paper_figures(
@@ -132,7 +134,11 @@ class _View:
         """The features of a sample of cells, brought to three dimensions by t-SNE."""
         rng = np.random.default_rng(0)
         count = len(self.images)
-        chosen = np.sort(rng.permutation(count)[:_MOST_POINTS])
+        # Mistakes first: they are what the picture is looked at for.
+        drawn = rng.permutation(count)
+        right = self.evaluation.predicted[drawn] == self.evaluation.labels[drawn]
+        drawn = np.concatenate([drawn[~right][: _MOST_POINTS // 2], drawn[right]])
+        chosen = np.sort(drawn[:_MOST_POINTS])
         if len(chosen) < 10:
             return None
         from sklearn.manifold import TSNE

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from cvm_batch.cpus import usable_cpus
-from cvm_batch.errors import BundleError
+from cvm_batch.errors import BundleError, UsageError
 from cvm_batch.model.bundle import load_bundle
 from cvm_batch.training.checkpoints import Checkpoints
 from cvm_batch.training.claim import COMMAND, LOOP, claimed
@@ -118,6 +118,7 @@ def train_bundle(
     """
     written_by = _prepare_out(out)
     cells = load_cells(*data).regrouped(recipe.classes)
+    _check_groups(recipe, cells.class_names)
     for line in cells.report():
         say(line)
     split = recipe.split_of(cells)
@@ -159,6 +160,16 @@ def train_bundle(
         # Last: as long as they are there, the same command goes on.
         shutil.rmtree(job.checkpoints.folder, ignore_errors=True)
     return published
+
+
+def _check_groups(recipe: Recipe, class_names: Sequence[str]) -> None:
+    """Raises UsageError where a group names a class that the data do not have."""
+    for group, members in recipe.groups.items():
+        if unknown := [name for name in members if name not in class_names]:
+            raise UsageError(
+                f"The group {group!r} names {', '.join(unknown)}, but the classes are "
+                f"{', '.join(class_names)}. Correct --set groups.{group}=..."
+            )
 
 
 def _job(

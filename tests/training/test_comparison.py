@@ -253,6 +253,14 @@ def test_a_cross_validation_is_one_row_of_all_cells(data: Path, tmp_path: Path) 
     assert table_of(out)["test_resnet"]["mcnemar_p"]
 
 
+def test_folds_are_a_split_of_their_own(data: Path, tmp_path: Path) -> None:
+    recipe = find_recipe("smoke")
+    of_all, of_one = (["split=grouped"], "resnet18"), ([], "resnet18@split=grouped")
+    for settings, model in (of_all, of_one):
+        with pytest.raises(UsageError, match="--folds is a split of its own"):
+            trials([model], [0], recipe, [data], tmp_path, settings=settings, folds=3)
+
+
 def test_a_fold_that_failed_fails_its_row() -> None:
     sound = {"model": "a", "seed": 0, "fold": (0, 3)}
     (found,) = joined([sound, {**sound, "fold": (1, 3), "error": "memory"}])

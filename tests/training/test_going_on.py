@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,9 +21,10 @@ from cvm_batch.errors import BundleError, UsageError
 from cvm_batch.model.bundle import load_bundle
 from cvm_batch.training import run as run_module
 from cvm_batch.training.claim import COMMAND, LOOP, claimed
+from cvm_batch.training.loop import Trained
 from cvm_batch.training.publish import Published
 from cvm_batch.training.recipe import Recipe
-from cvm_batch.training.run import train_bundle
+from cvm_batch.training.run import Job, train_bundle, train_here
 from tests.training.conftest import write_cells
 
 
@@ -85,6 +87,24 @@ def test_a_bundle_of_another_training_is_not_gone_on_with(
 ) -> None:
     with pytest.raises(BundleError, match="exists already"):
         train_bundle((small,), replace(recipe, seed=9), out, report=False)
+
+
+def test_two_trainings_to_one_folder_do_not_take_each_others_bundle(
+    out: Path, tmp_path: Path, small: Path, recipe: Recipe
+) -> None:
+    other = tmp_path / "other" / "bundle"
+
+    def beside(job: Job, *rest: Any) -> Trained:
+        trained = train_here(job, *rest)
+        shutil.copytree(out, other)  # the other one ends first
+        return trained
+
+    with pytest.raises(BundleError, match=r"Another training has written .* meanwhile"):
+        train_bundle((small,), replace(recipe, seed=9), other, report=False, trainer=beside)
+    assert load_bundle(other).digest == load_bundle(out).digest
+    shutil.rmtree(other)
+    train_bundle((small,), replace(recipe, seed=9), other, report=False)
+    assert load_bundle(other).digest != load_bundle(out).digest
 
 
 @pytest.mark.parametrize("what", [COMMAND, LOOP])

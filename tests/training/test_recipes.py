@@ -76,11 +76,30 @@ def test_fields_are_set_by_name() -> None:
         ("epochs=0", "contradicts itself: epochs"),
         ("accumulate=3", "contradicts itself: batch_size must be a multiple"),
         ("preprocessing.input_px=96", "contradicts itself: the network takes 224 px"),
+        ("groups=HSIL", "sets no field.*groups.NAME"),
+        ("groups.=HSIL", "sets no field"),
+        ("classes.A=x,x", "contradicts itself: classes: one of the data's classes is taken twice"),
+        ("augmentation.quarter_turns=true", "contradicts itself: quarter_turns come with both"),
     ],
 )
 def test_what_cannot_be_set_is_refused(setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         overridden(find_recipe("paper-pbc8"), [setting])
+
+
+def test_groups_and_classes_are_named() -> None:
+    """So a laboratory says which of its own classes count as abnormal."""
+    own = overridden(
+        find_recipe("cvm-cervix-pbc8"), ["groups.blasts=ig, erythroblast", "groups.rest=monocyte"]
+    )
+    assert own.groups == {"blasts": ("ig", "erythroblast"), "rest": ("monocyte",)}
+    assert next(iter(own.groups)) == "blasts", "the first is the primary one"
+    herlev = find_recipe("cvm-cervix-herlev2")
+    changed = overridden(herlev, ["groups.severe=Abnormal", "groups.abnormal="])
+    assert changed.groups == {"severe": ("Abnormal",)}
+    fewer = overridden(herlev, ["classes.Abnormal=severe_dysplastic"])
+    assert fewer.classes["Abnormal"] == ("severe_dysplastic",)
+    assert fewer.classes["Normal"] == herlev.classes["Normal"]
 
 
 def test_two_remedies_for_rare_classes_are_one_too_many() -> None:

@@ -114,7 +114,17 @@ def test_evaluate_prints_what_the_probabilities_say(data: Path, bundle: Bundle) 
     keys = {"macro_precision", "macro_recall", "macro_f1", "per_class", "confusion", "digest"}
     assert keys <= set(found)
     assert np.array(found["confusion"]).sum() == found["data"]["cells"] == 120
-    assert found["data"] == cells.to_json()
+    assert found["data"] == cells.to_json() | {"trained_on": True}
+
+
+def test_evaluate_tells_cells_that_were_trained_on_from_others(
+    tmp_path: Path, data: Path, bundle: Bundle
+) -> None:
+    others = write_cells(tmp_path / "others", frames=9)
+    for cells, same in ((data, True), (others, False)):
+        arguments = ["--model", str(bundle.path), "--data", str(cells)]
+        result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+        assert ("was trained on most of these very cells" in result.output) is same
 
 
 def test_evaluate_for_people_writes_a_page(tmp_path: Path, data: Path, bundle: Bundle) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from cvm_batch.cli.train import train as command
 from cvm_batch.errors import BundleError, UsageError
@@ -101,6 +103,26 @@ def test_sentinels_take_turns_and_are_of_one_size(data: Path) -> None:
     means = tiles.mean(axis=(1, 2))
     alike = np.abs(means[:, None] - means[None]).max(axis=2) < 10
     assert alike[0].tolist() == [True, False, False, True, False, False, True]
+
+
+def test_sentinels_where_each_cell_has_a_size_of_its_own(tmp_path: Path) -> None:
+    """As in Herlev and SIPaKMeD: one or two tiles would have to judge every device."""
+    for number in range(12):
+        tile = Image.new("RGB", (30 + number, 40), (20 * number, 0, 0))
+        folder = tmp_path / f"class{number % 2}"
+        folder.mkdir(exist_ok=True)
+        tile.save(folder / f"{number}.png")
+    tiles = choose_sentinels(load_cells(tmp_path), np.arange(12), 8)
+    assert len(tiles) == 8
+    assert len({tile.tobytes() for tile in tiles}) == 8
+
+
+def test_a_group_of_classes_that_are_not_there_is_refused_before_training(
+    data: Path, tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    recipe = replace(tiny_recipe, groups={"abnormal": ("HSIL", "Odd")})
+    with pytest.raises(UsageError, match=r"names .*Odd, but the classes are"):
+        train_bundle((data,), recipe, tmp_path / "bundle")
 
 
 def test_fewer_sentinels_where_there_are_not_enough_cells(data: Path) -> None:

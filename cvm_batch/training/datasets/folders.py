@@ -37,7 +37,7 @@ def load(root: Path) -> LabelledCells:
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     if any(_SIPAKMED.fullmatch(folder.name) for folder in folders):
         return _sipakmed(root, folders)
-    if folders and {folder.name for folder in folders} <= _HERLEV_FOLDERS:
+    if any(folder.name in _HERLEV_FOLDERS for folder in folders):
         return _herlev(root, folders)
     return _classes(root, folders)
 
@@ -63,8 +63,11 @@ def _classes(root: Path, folders: list[Path]) -> LabelledCells:
 
 def _herlev(root: Path, folders: list[Path]) -> LabelledCells:
     """Cells of one smear image share the first parts of their names."""
-    cells, skipped = [], list(_empty(root, folders))
-    for path in (path for folder in folders for path in sorted(folder.iterdir())):
+    known = [folder for folder in folders if folder.name in _HERLEV_FOLDERS]
+    others = (folder.name for folder in folders if folder not in known)
+    skipped = [*_empty(root, known), *((name, "no folder of a Herlev class") for name in others)]
+    cells = []
+    for path in (path for folder in known for path in sorted(folder.iterdir())):
         name = path.relative_to(root).as_posix()
         found = _HERLEV_CELL.fullmatch(path.stem)
         if path.suffix.lower() not in IMAGE_SUFFIXES:

@@ -50,6 +50,9 @@ def test_herlev_leaves_segmentations_out_and_maps_seven_to_two(tmp_path: Path) -
     assert len(cells) == 4
     assert cells.groups[0] == cells.groups[1] == "149143370-149143378"
     assert {why for _, why in cells.skipped} == {"a segmentation, not a cell"}
+    save(tmp_path / "notes" / "sketch-d.bmp", 1)
+    assert load_cells(tmp_path).digest == cells.digest, "segmentations are still no cells"
+    assert ("notes", "no folder of a Herlev class") in load_cells(tmp_path).skipped
     two = cells.regrouped({"Abnormal": ("carcinoma_in_situ",), "Normal": ("normal_columnar",)})
     assert classes_of(two) == ["Abnormal", "Abnormal", "Normal", "Normal"]
     with pytest.raises(DataSetError, match="no cells of Odd"):
