@@ -68,7 +68,7 @@ def report_at_end(results: Path | str, run_id: str) -> None:
         # Of any kind: the run has ended, and its exit code speaks of slides.
         STDERR.print(
             f"The report could not be written: {printable(str(error) or repr(error))} The results "
-            f"are whole; `cvm-batch report {run_id}` tries again.",
+            f"are whole; `cvm-batch report {run_id} --results {results}` tries again.",
             soft_wrap=True,
         )
     else:

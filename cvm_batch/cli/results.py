@@ -130,7 +130,9 @@ def summary(results: Path | str, run_id: str | None, pseudonyms: bool) -> ExitCo
 
     seen = [one for one in runs_seen(ResultsFolder(results)) if run_id in (None, one.run_id)]
     if not seen:
-        raise ResultsError(f"{results} holds no run {run_id}: `cvm-batch list` shows which.")
+        raise ResultsError(
+            f"{results} holds no run {run_id}: `cvm-batch list {results}` shows which."
+        )
     # A killed run's manifest says that it runs.
     manifest = {**seen[0].manifest, "state": seen[0].state}
     with Results(results) as opened:

@@ -210,7 +210,9 @@ def _find(results: Path | str, run_id: str | None) -> RunSeen:
     runs = runs_seen(ResultsFolder(results))
     found = [seen for seen in runs if run_id in (None, seen.run_id)]
     if not found:
-        raise ResultsError(f"{results} holds no run {run_id}: `cvm-batch list` shows which.")
+        raise ResultsError(
+            f"{results} holds no run {run_id}: `cvm-batch list {results}` shows which."
+        )
     return found[0]
 
 

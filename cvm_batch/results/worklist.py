@@ -227,4 +227,6 @@ def _check(results: Results, found: Worklist, run_id: str | None) -> None:
     if run_id and not found.entries:
         known = results.query("SELECT run_id FROM runs WHERE run_id = $run", {"run": run_id})
         if not known.num_rows:
-            raise UsageError(f"There is no run {run_id!r}: `cvm-batch list` shows which.")
+            raise UsageError(
+                f"There is no run {run_id!r}: `cvm-batch list` with the folder shows which."
+            )

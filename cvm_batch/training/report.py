@@ -45,7 +45,7 @@ def check_installed() -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"The report needs {', '.join(missing)}: pip install 'cvm-batch[train]', "
-            "or leave it out with --no-report."
+            "or leave it out: `train` does with --no-report."
         )
 
 

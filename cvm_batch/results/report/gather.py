@@ -78,7 +78,9 @@ def find_run(results: ResultsFolder, run_id: str = LATEST) -> RunSeen:
     for one in seen:
         if run_id in (LATEST, one.run_id):
             return one
-    raise ResultsError(f"{results} holds no run {run_id!r}: `cvm-batch list` shows which.")
+    raise ResultsError(
+        f"{results} holds no run {run_id!r}: `cvm-batch list {results}` shows which."
+    )
 
 
 def gather(results: Results, seen: RunSeen) -> RunData:
