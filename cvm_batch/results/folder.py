@@ -6,7 +6,9 @@ new one: `cvm_batch.results.stores` says how, on disks and on object storage.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import errno
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -14,12 +16,28 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
+from cvm_batch import signs
 from cvm_batch.errors import CommitError, ResultsError
 from cvm_batch.results.stores.disk import TEMPORARY
 from cvm_batch.results.stores.store import Bytes, Store, results_root, store_at
 
 #: Files in runs/ that mean nothing once their run has gone (results/live.py).
 _OF_A_LIVING_RUN = (".live", ".stop", ".priority")
+#: A store or a share is away, and may come back. A disk that is full, broken or forbidden is not.
+_AWAY = frozenset(
+    (
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    )
+)
+#: How long a run waits for it: slides' stores are waited for as well, and a night is long.
+OUTAGE_SECONDS = 600.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 #: On object storage each takes its time, most of it spent waiting.
 _READS_AT_ONCE = 16
 
@@ -29,9 +47,11 @@ Name = PurePosixPath | str
 class ResultsFolder:
     """One results folder. Names given and returned are relative to it, POSIX style."""
 
-    def __init__(self, root: Path | str) -> None:
-        """``root``: a path, or an address on object storage. Raises UsageError."""
+    def __init__(self, root: Path | str, *, outage_seconds: float = 0.0) -> None:
+        """``root``: a path, or an address on object storage. ``outage_seconds``: how long a
+        store that is away is waited for where something is written. Raises UsageError."""
         self.root = results_root(root)
+        self._outage_seconds = outage_seconds
 
     def __str__(self) -> str:
         return str(self.root)
@@ -71,7 +91,7 @@ class ResultsFolder:
         """
         with self._committing(name):
             try:
-                self.store.put_new(str(name), data)
+                self._waiting(lambda: self.store.put_new(str(name), data))
             except FileExistsError:
                 # Ours, where only the answer to an earlier try was lost.
                 with suppress(FileNotFoundError):
@@ -90,7 +110,7 @@ class ResultsFolder:
     def replace(self, name: Name, data: Bytes) -> None:
         """Write the file ``name``, in place of an older one if there is. Raises CommitError."""
         with self._committing(name):
-            self.store.put(str(name), data)
+            self._waiting(lambda: self.store.put(str(name), data))
 
     def replace_soon(self, name: Name, data: Bytes) -> None:
         """The same of what can be made again: whole, but a power cut may undo it."""
@@ -164,6 +184,19 @@ class ResultsFolder:
         with suppress(FileNotFoundError):
             return self.read(name)
         return None
+
+    def _waiting(self, write: Callable[[], None]) -> None:
+        """Write, and again while the store is away; a file is there whole or not at all."""
+        end, wait = time.monotonic() + self._outage_seconds, _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in _AWAY or time.monotonic() + wait > end:
+                    raise
+            signs.note()  # else whoever waits here would be taken for one that hangs
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
     @contextmanager
     def _committing(self, name: Name) -> Iterator[None]:

@@ -9,12 +9,16 @@ the new one, or can never be written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cvm_batch.errors import ResultsError
 from cvm_batch.results.audit.runs import record_found
 from cvm_batch.results.claims import Claims, Hold, Timing
 from cvm_batch.results.folder import ResultsFolder
@@ -28,6 +32,7 @@ from cvm_batch.results.manifest import (
 )
 from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.schemas import SLIDES
+from cvm_batch.results.slides import all_rows
 
 
 @contextmanager
@@ -71,6 +76,24 @@ def seal_unfinished(results: ResultsFolder, claims: Claims, hold: Hold) -> None:
         claims.mark_released(claim)
     claims.prune()
     hold.check(now=True)
+    clear_unnamed(results, run_ids)
+
+
+def clear_unnamed(results: ResultsFolder, sealed: Sequence[str]) -> None:
+    """Remove cells and tops of ``sealed`` runs that none of their rows names, and none will."""
+    if not sealed:
+        return
+    with suppress(ResultsError):  # one that stays does no harm
+        rows = all_rows(results, ["run_id", "cells_files", "tops_files"])
+        rows = rows.filter(pc.is_in(rows["run_id"], pa.array(sealed)))
+        named = {
+            name
+            for column in ("cells_files", "tops_files")
+            for name in pc.list_flatten(rows[column]).to_pylist()
+        }
+        for run in map(RunName.of, sealed):
+            for folder in (run.cells_folder, run.tops_folder):
+                results.remove_except(folder, named)
 
 
 def seal(results: ResultsFolder, run: RunName) -> None:

@@ -29,6 +29,7 @@ class Commits:
         self._began = now
         self._waiting: list[SlideRow] = []
         self._oldest = 0.0
+        self._hurries = False
         self._batches = 0
         self._named: set[str] = set()
         self.by_status: Counter[Status] = Counter()
@@ -63,9 +64,23 @@ class Commits:
     def flush_if_due(self, now: float) -> None:
         share = _MAX_AGE_SHARE * (now - self._began)
         patience = min(max(share, _MIN_AGE_SECONDS), _MAX_AGE_SECONDS)
-        old = bool(self._waiting) and now - self._oldest >= patience
+        old = bool(self._waiting) and (self._hurries or now - self._oldest >= patience)
         if old or len(self._waiting) >= _MAX_ROWS:
             self.flush()
+
+    def hurry(self) -> None:
+        """Commit at once from now on: whoever stops a run may kill it in some seconds."""
+        self._hurries = True
+
+    def give_up(self) -> None:
+        """Count no longer what could not be committed: who reads the results will not find it."""
+        lost = {row.slide_id for row in self._waiting}
+        for row in self._waiting:
+            self.by_status[row.status] -= 1
+            self.classified -= row.cells_classified or 0
+            self.unreadable -= row.cells_unreadable or 0
+        self.not_complete = [one for one in self.not_complete if one.slide_id not in lost]
+        self._waiting.clear()
 
     def flush(self) -> None:
         """Raises CommitError."""

@@ -379,8 +379,8 @@ class Dispatcher:
 
     def _fits(self, tiles: int, now: float) -> bool:
         """Whether a slide of that size, begun now, would end before ``until``."""
-        if self.until is None or self._speeds.mean is None:
-            return True
+        if self.until is None or self._speeds.mean is None or not self._trust.usable:
+            return True  # where all replicas rest, nobody knows when they go on
         speed = self._speed()
         if self._leased_tiles + tiles <= speed * (self.until - now):
             return True

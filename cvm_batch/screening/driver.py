@@ -100,7 +100,9 @@ class Driver:
             self._end_what_hangs(now)
             for wish in wishes():
                 self.grant(wish)
-            self._stopped = self._stopped or should_stop() or self._too_late(now)
+            if not self._stopped and (should_stop() or self._too_late(now)):
+                self._stopped = True
+                self.commits.hurry()
             if not self._stopped:
                 self._hand_out(now)
             if self._nothing_runs(now):

@@ -62,9 +62,12 @@ def _write(files: PartFiles, name: str, tallies: Sequence[PartTally]) -> Written
         signs.note()
         tops_file = files.write_tops(name, [*found.values()])
     signs.note()
-    return {
+    outcomes = {
         tally: tally.outcome(cells_file=cells_file, tops_file=tops_file)
         if tally in found
         else tally.outcome()
         for tally in tallies
     }
+    for tally in tallies:
+        tally.forget()  # a lease of small slides would hold the tiles of hundreds to its end
+    return outcomes

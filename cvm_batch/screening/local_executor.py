@@ -78,10 +78,9 @@ class LocalExecutor:
             return [*events, *self._progress()]
 
     def _progress(self) -> Iterator[Event]:
-        """Of a replica that is alone: signs of life are this process's, and among several one
-        that hangs would hide behind the others."""
-        if len(self._serving) == 1:
-            (number,) = self._serving
+        """Signs of life are this process's: among several replicas, one that hangs is only found
+        once the others have done their work."""
+        for number in sorted(self._serving):
             replica = self._replicas[number]
             yield ReplicaProgress(number, replica.tiles_done, replica.signs)
 

@@ -6,6 +6,7 @@ PyTorch is loaded there alone, not in the driver, which names the class.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 
@@ -14,6 +15,9 @@ from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.visibility import Needs, lacking_here
 from cvm_batch.screening.work import Lease, PartOutcome, ReplicaInfo, ReplicaSpec
 from cvm_batch.without import without
+
+#: To stat some slides and write a file: longer on a store that is asked again and again.
+_LOOK_SECONDS = 120.0
 
 
 class ReplicaActor:
@@ -26,7 +30,12 @@ class ReplicaActor:
 
     def look(self, needs: Needs, node: str) -> Sequence[str]:
         """What the node does not see: then it would fail whatever it is handed, and quickly."""
-        return lacking_here(needs, node)
+        # In a thread that is left behind where it asks a dead mount, which never answers.
+        asked = ThreadPoolExecutor(1).submit(lacking_here, needs, node)
+        try:
+            return asked.result(timeout=_LOOK_SECONDS)
+        except TimeoutError:
+            return [f"no answer from its mounts in {_LOOK_SECONDS:.0f} s"]
 
     def start(self, spec: ReplicaSpec, decode_on: DecodeOn) -> ReplicaInfo:
         from cvm_batch.screening.replica import Replica

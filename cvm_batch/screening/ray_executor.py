@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, replace
-from enum import Enum, auto
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -39,6 +38,7 @@ from cvm_batch.screening.executor import (
     hardware_here,
 )
 from cvm_batch.screening.ray_actor import ReplicaActor
+from cvm_batch.screening.ray_calls import Actor, Call, Kind
 from cvm_batch.screening.ray_cluster import Bids, RayCluster
 from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.shares import MAX_FAILED_STARTS, Fleet, Node, Share, Sizing
@@ -59,31 +59,10 @@ _MOST_BIDS = 8
 _PLACED_SECONDS = 30.0
 #: While replicas die and none answers a lease for so long, nothing is to be expected any more.
 _HOPE_SECONDS = 1800.0
+#: Weights from a cold share, and a network that is compiled, may take minutes to start.
+START_SECONDS = 600.0
 #: Errors that may be those of one node, which is not to end the night of all others.
 _OF_A_NODE = (BundleError, ResultsError, CommitError)
-
-
-class _Kind(Enum):
-    LOOK = auto()
-    START = auto()
-    LEASE = auto()
-    PROGRESS = auto()
-
-
-class _Actor(NamedTuple):
-    handle: Any
-    share: Share
-    spec: ReplicaSpec
-    begun_at: float
-
-
-@dataclass(frozen=True)
-class _Call:
-    """An answer that is awaited."""
-
-    replica: int
-    kind: _Kind
-    lease: int = -1
 
 
 class RayExecutor:
@@ -107,12 +86,13 @@ class RayExecutor:
         self._decode_on = decode_on
         self._spec: ReplicaSpec | None = None
         self._needs: Needs | None = None
-        self._actors: dict[int, _Actor] = {}
-        self._placed: set[int] = set()
+        self._actors: dict[int, Actor] = {}
+        self._placed: dict[int, float] = {}
+        """Those whose process runs on its node, since when."""
         self._serving: set[int] = set()
         self._same_results: set[str] = set()
         """Nodes of which it is known that they write to the driver's results folder."""
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, Call] = {}
         self._lost_already: list[Event] = []
         self._next_replica = 0
         self._asked_at = 0.0
@@ -160,14 +140,14 @@ class RayExecutor:
 
     def submit(self, replica: int, lease: Lease) -> None:
         actor = self._actors[replica].handle
-        self._calls[actor.classify.remote(lease)] = _Call(replica, _Kind.LEASE, lease.number)
+        self._calls[actor.classify.remote(lease)] = Call(replica, Kind.LEASE, lease.number)
 
     def wait(self, timeout: float) -> list[Event]:
         self._ask_for_progress()
         self._follow_the_cluster()
         events, self._lost_already = self._lost_already, []
         # Progress is no reason to wake up: it is taken along with what is.
-        calls = [ref for ref, call in self._calls.items() if call.kind is not _Kind.PROGRESS]
+        calls = [ref for ref, call in self._calls.items() if call.kind is not Kind.PROGRESS]
         if events:
             timeout = 0
         if calls:
@@ -180,7 +160,7 @@ class RayExecutor:
         return events + [event for event in found if event is not None]
 
     def end(self, replica: int, detail: str) -> None:
-        self._lost_already.append(self._lost(_Call(replica, _Kind.LEASE), detail, Loss.HUNG))
+        self._lost_already.append(self._lost(Call(replica, Kind.LEASE), detail, Loss.HUNG))
 
     def close(self) -> None:
         if self._starting is not None:
@@ -200,6 +180,13 @@ class RayExecutor:
 
     def _taken(self) -> dict[Share, int]:
         return {actor.share: replica for replica, actor in self._actors.items()}
+
+    def _give_up_those_that_do_not_start(self, now: float) -> None:
+        """Those that serve are watched by the dispatcher."""
+        for replica, placed_at in list(self._placed.items()):
+            if replica not in self._serving and now - placed_at > START_SECONDS:
+                detail = f"it did not start within {START_SECONDS:.0f} s"
+                self._lost_already.append(self._lost(Call(replica, Kind.START), detail, Loss.HUNG))
 
     def _move_those_without_room(self, nodes: Sequence[Node]) -> None:
         """An actor waits for its own node, also when another has joined meanwhile."""
@@ -230,8 +217,8 @@ class RayExecutor:
         number = self._next_replica
         self._next_replica += 1
         spec = replace(self._spec, threads=share.threads, readers=readers)
-        self._actors[number] = _Actor(actor, share, spec, now)
-        self._calls[actor.look.remote(self._needs, share.node)] = _Call(number, _Kind.LOOK)
+        self._actors[number] = Actor(actor, share, spec, now)
+        self._calls[actor.look.remote(self._needs, share.node)] = Call(number, Kind.LOOK)
 
     def _follow_the_cluster(self) -> None:
         """Replicas on nodes that have joined, none on nodes that have left."""
@@ -246,6 +233,7 @@ class RayExecutor:
                 self._remove(replica)
                 event = ReplicaLost(replica, "its node has left the cluster", Loss.NODE_LOST)
                 self._lost_already.append(event)
+        self._give_up_those_that_do_not_start(now)
         self._move_those_without_room(nodes)
         self._fill(nodes)
         if self._cluster.address is not None and self._wanted is None:
@@ -261,7 +249,7 @@ class RayExecutor:
         self._bids.keep(count, self._fleet.like)
 
     def _busy(self) -> set[int]:
-        return {call.replica for call in self._calls.values() if call.kind is _Kind.LEASE}
+        return {call.replica for call in self._calls.values() if call.kind is Kind.LEASE}
 
     def _ask_for_progress(self) -> None:
         """One question to each replica at a time, some hundred a second in all."""
@@ -269,10 +257,10 @@ class RayExecutor:
         if now - self._asked_at < max(1.0, len(self._actors) / 200):
             return
         self._asked_at = now
-        asked = {call.replica for call in self._calls.values() if call.kind is _Kind.PROGRESS}
+        asked = {call.replica for call in self._calls.values() if call.kind is Kind.PROGRESS}
         for replica in self._busy() - asked:
             actor = self._actors[replica].handle
-            self._calls[actor.progress.remote()] = _Call(replica, _Kind.PROGRESS)
+            self._calls[actor.progress.remote()] = Call(replica, Kind.PROGRESS)
 
     def _event(self, ref: Any) -> Event | None:
         call = self._calls.pop(ref)
@@ -283,24 +271,24 @@ class RayExecutor:
         except RayError as error:
             return self._lost(call, str(error), self._how_lost(call, error))
         match call.kind:
-            case _Kind.LOOK:
+            case Kind.LOOK:
                 return self._looked(call, answer)
-            case _Kind.LEASE:
+            case Kind.LEASE:
                 self._fleet.answered(self._share_of(call))
                 self._answered_at = time.monotonic()
                 return LeaseDone(call.replica, call.lease, answer)
-            case _Kind.PROGRESS:
+            case Kind.PROGRESS:
                 return ReplicaProgress(call.replica, *answer)
         self._serving.add(call.replica)
         self._fleet.started(self._share_of(call))
         return ReplicaReady(call.replica, answer)
 
-    def _share_of(self, call: _Call) -> Share:
+    def _share_of(self, call: Call) -> Share:
         return self._actors[call.replica].share
 
-    def _looked(self, call: _Call, lacking: Sequence[str]) -> Event | None:
+    def _looked(self, call: Call, lacking: Sequence[str]) -> Event | None:
         """The actor has its place: let its replica start there, if the node sees what it must."""
-        self._placed.add(call.replica)
+        self._placed[call.replica] = time.monotonic()
         actor = self._actors[call.replica]
         node = actor.share.node
         assert self._needs is not None
@@ -312,10 +300,10 @@ class RayExecutor:
         if lacking:
             return self._unfit(call, lacking)
         started = actor.handle.start.remote(actor.spec, self._decode_on)
-        self._calls[started] = _Call(call.replica, _Kind.START)
+        self._calls[started] = Call(call.replica, Kind.START)
         return None
 
-    def _unfit(self, call: _Call, lacking: Sequence[str]) -> ReplicaLost:
+    def _unfit(self, call: Call, lacking: Sequence[str]) -> ReplicaLost:
         """A node that does not see what the driver sees: it may later."""
         assert self._needs is not None
         self._same_results.discard(self._share_of(call).node)
@@ -328,13 +316,13 @@ class RayExecutor:
             return ReplicaLost(call.replica, f"{'; '.join(lacking)}, nor here", Loss.PREEMPTED)
         return self._lost(call, f"on its node: {'; '.join(lacking)}")
 
-    def _how_lost(self, call: _Call, error: RayError) -> Loss:
+    def _how_lost(self, call: Call, error: RayError) -> Loss:
         """By itself, with its node, or with a node that the cluster took away."""
         if isinstance(error, RayActorError) and error.preempted:
             return Loss.PREEMPTED
         return Loss.NODE_LOST if self._cluster.lost(self._share_of(call).node) else Loss.DIED
 
-    def _failed(self, call: _Call, error: RayTaskError) -> Event:
+    def _failed(self, call: Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""
         cause = error.cause
         share = self._share_of(call)
@@ -357,7 +345,7 @@ class RayExecutor:
         alone = self._fleet.alone_with(type(error).__name__, node, time.monotonic())
         return alone and any(actor.share.node != node for actor in self._actors.values())
 
-    def _lost(self, call: _Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
+    def _lost(self, call: Call, detail: str, loss: Loss = Loss.DIED) -> ReplicaLost:
         """Put another replica in the place of a dead one, at once or after a while, unless its
         node died with it."""
         served = call.replica in self._serving
@@ -388,7 +376,7 @@ class RayExecutor:
     def _remove(self, replica: int) -> Share:
         actor = self._actors.pop(replica)
         self._serving.discard(replica)
-        self._placed.discard(replica)
+        self._placed.pop(replica, None)
         ray.kill(actor.handle)
         self._calls = {ref: call for ref, call in self._calls.items() if call.replica != replica}
         return actor.share

@@ -19,7 +19,7 @@ from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import load_bundle
 from cvm_batch.model.engine import Classified, default_device
 from cvm_batch.results.cells import PartFiles
-from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.folder import OUTAGE_SECONDS, ResultsFolder
 from cvm_batch.screening.feed import Batch, ReadAhead, batches
 from cvm_batch.screening.finishing import Finishing
 from cvm_batch.screening.shelf import Shelf, opener
@@ -75,7 +75,8 @@ class Replica:
             threads=spec.threads,
         )
         warming.result()
-        self._files = PartFiles(ResultsFolder(spec.results), spec.run, bundle.spec.class_names)
+        results = ResultsFolder(spec.results, outage_seconds=OUTAGE_SECONDS)
+        self._files = PartFiles(results, spec.run, bundle.spec.class_names)
         primary = bundle.spec.groups.get(bundle.spec.primary_group or "", ())
         self._primary = [bundle.spec.class_names.index(name) for name in primary]
 

@@ -34,7 +34,7 @@ from cvm_batch.notices.sending import Notices
 from cvm_batch.results.audit.runs import record_end, record_start
 from cvm_batch.results.claims import Hold
 from cvm_batch.results.exporting.summary import Lacking, summary_without_names
-from cvm_batch.results.folder import ResultsFolder
+from cvm_batch.results.folder import OUTAGE_SECONDS, ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.live import LiveFiles
 from cvm_batch.results.manifest import RunManifest, RunState
@@ -74,7 +74,7 @@ def run(
     before anything is classified, RunAbortedError where the run could not go on.
     """
     bundle = find_bundle(settings.model)
-    results = ResultsFolder(settings.out)
+    results = ResultsFolder(settings.out, outage_seconds=OUTAGE_SECONDS)
     results.prepare()
     executor, meter = (executor, NoMeter()) if executor else _executor(settings)
     metered = Metered(executor, meter)
@@ -250,6 +250,7 @@ class _Run:
         code = error.exit_code if isinstance(error, CvmBatchError) else ExitCode.ABORTED
         with suppress(Exception):
             self._driver.commits.flush()
+        self._driver.commits.give_up()
         with suppress(Exception):
             manifest = self._manifest(
                 RunState.STOPPED if stopped else RunState.ABORTED,

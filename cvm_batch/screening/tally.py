@@ -176,6 +176,12 @@ class PartTally:
             device_seconds=self.device_seconds,
         )
 
+    def forget(self) -> None:
+        """Let go of cells and tiles, once they are written and told."""
+        self._rows = []
+        self._top_rows = None
+        self._top_tiles = []
+
     def _keep_tops(self, rows: CellColumns, tiles: Tiles) -> None:
         if rows.p_primary is None:
             return

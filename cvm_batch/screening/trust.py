@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from cvm_batch.errors import PASSING_REASONS
+from cvm_batch.errors import PASSING_REASONS, Reason
 from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.work import Part, PartOutcome
 
@@ -90,14 +90,22 @@ class Trust:
         Parts that had failed before say more of their slide than of the replica.
         """
         record = self._records[replica]
-        if any(outcome.failure is None for outcome in outcomes):
+        readable = any(outcome.failure is None for outcome in outcomes)
+        # Where all are suspended the question is whether anything can be read at all.
+        if readable or (not self.usable and any(map(_was_read, outcomes))):
             self._vindicate(replica, now)
             return
         probed = replica in self._probing
         if record.suspended_until is not None and not probed:
             return  # it was handed that before
         self._probing.discard(replica)
-        failed = [outcome.part for outcome in outcomes if _speaks_against_replica(outcome)]
+        # Damage that the only one meets is the slides': there is nobody to compare it with.
+        last = list(self.usable) == [replica]
+        failed = [
+            outcome.part
+            for outcome in outcomes
+            if _speaks_against_replica(outcome) and not (last and _was_read(outcome))
+        ]
         record.failed_parts += len(failed)
         record.failed_slides.update(part.slide.number for part in failed)
         doubted = (
@@ -165,6 +173,12 @@ class Trust:
     def _pause(self, earlier: int) -> float:
         policy = self._policy
         return min(policy.longest_suspension, policy.suspend_seconds * 2.0 ** min(earlier, 30))
+
+
+def _was_read(outcome: PartOutcome) -> bool:
+    """Whether the store gave what it has, sound or not."""
+    failure = outcome.failure
+    return failure is None or failure.reason not in (Reason.READ_ERROR, Reason.INPUT_CHANGED)
 
 
 def _speaks_against_replica(outcome: PartOutcome) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cvm_batch import signs
 from cvm_batch.errors import CommitError, ResultsError
 from cvm_batch.results.folder import ResultsFolder
 
@@ -86,6 +89,46 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> 
             results.publish("cells/a.parquet", os.urandom(2 * 2**20))
         assert visible(results) == []
         results.publish("cells/a.parquet", b"it fits")
+
+
+def away(results: ResultsFolder, monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> None:
+    """The next ``times`` commits fail with that error."""
+    link, left = os.link, [times]
+
+    def failing(*paths: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(number, os.strerror(number))
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", failing)
+
+
+def test_a_store_that_is_away_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = ResultsFolder(tmp_path / "results", outage_seconds=60.0)
+    results.prepare()
+    monkeypatch.setattr("cvm_batch.results.folder._FIRST_WAIT_SECONDS", 0.01)
+    signs_before = signs.seen()
+    away(results, monkeypatch, errno.ESTALE, 3)
+    results.publish("slides/a.parquet", b"rows")
+    assert visible(results) == ["a.parquet"]
+    assert signs.seen() >= signs_before + 3, "nobody takes it for one that hangs"
+
+
+@pytest.mark.parametrize(
+    ("number", "outage_seconds"), [(errno.ESTALE, 0.02), (errno.ESTALE, 0.0), (errno.EDQUOT, 60.0)]
+)
+def test_what_does_not_come_back_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, outage_seconds: float
+) -> None:
+    results = ResultsFolder(tmp_path / "results", outage_seconds=outage_seconds)
+    results.prepare()
+    monkeypatch.setattr("cvm_batch.results.folder._FIRST_WAIT_SECONDS", 0.01)
+    away(results, monkeypatch, number, 1_000)
+    with pytest.raises(CommitError, match="could not be committed"):
+        results.publish("slides/a.parquet", b"rows")
 
 
 def test_only_named_files_are_kept(results: ResultsFolder) -> None:

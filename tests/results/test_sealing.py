@@ -150,6 +150,22 @@ def test_what_may_still_commit_is_sealed_once(
     assert found["state"] == ("interrupted" if state is RunState.RUNNING else state)
 
 
+def test_cells_of_a_killed_run_that_no_row_names_are_cleared_away(results: ResultsFolder) -> None:
+    """Also those of a run that the full disk ended, on that very disk."""
+    write_manifest(results, OLD, manifest(OLD))
+    kept, left = (str(OLD.cells_folder / f"lease-{n}-0.parquet") for n in range(2))
+    tops = str(OLD.tops_folder / "lease-1-0.parquet")
+    living = str(NEXT.cells_folder / "lease-0-0.parquet")
+    for name in (kept, left, tops, living):
+        results.publish(name, b"cells")
+    commit_slides(results, OLD, 0, [row("a", cells_files=[kept])])
+    with exclusive(results, NEW, QUICK):
+        assert results.exists(kept)
+        assert not results.exists(left)
+        assert not results.exists(tops)
+        assert results.exists(living), "of a run that nobody sealed"
+
+
 def test_readers_do_not_trip_over_a_seal(results: ResultsFolder) -> None:
     silent_holder(results, OLD)
     write_manifest(results, OLD, manifest(OLD))

@@ -336,6 +336,54 @@ def test_while_nobody_can_read_one_part_at_a_time_is_tried() -> None:
     assert all(account.failure is None for account in made.ledger.accounts)
 
 
+def test_no_night_ends_early_because_its_only_replica_rests() -> None:
+    """With a speed that is known and none that is usable, nothing would seem to fit."""
+    made = dispatcher(*[16] * 200)
+    made.until = 8 * 3600.0
+    now = 0.0
+    for _ in range(3):
+        lease = lease_for(made, now=now)
+        now += 4.0
+        made.lease_done(lease.number, outcomes(lease), now)
+    while not made.newly_suspended():
+        bad = lease_for(made, now=now)
+        found = [failed(part, Reason.INPUT_CHANGED) for part in bad.parts]
+        made.lease_done(bad.number, found, now)  # nobody else to ask: the slides fail
+    assert made.next_lease(0, now + 1.0) is None
+    assert not made.exhausted
+    assert lease_for(made, now=now + POLICY.suspend_seconds + 1.0).parts
+
+
+def test_damage_that_the_only_replica_meets_is_the_slides() -> None:
+    """A bad copy of a shelf of slides: a healthy machine is not to rest over it."""
+    made = dispatcher(*[4] * 100)
+    for turn in range(10):
+        lease = lease_for(made, now=float(turn))
+        found = [failed(part, Reason.CHECKSUM_MISMATCH) for part in lease.parts]
+        made.lease_done(lease.number, found, turn + 0.5)
+        if made.done:
+            break
+    assert made.newly_suspended() == []
+
+
+def test_damage_that_one_of_several_meets_may_be_its_own() -> None:
+    made = dispatcher(*[4] * 100)
+    made.add_replica(1, 0.0, "healthy")
+    lease = lease_for(made)
+    found = [failed(part, Reason.CHECKSUM_MISMATCH) for part in lease.parts]
+    made.lease_done(lease.number, found, 0.01)
+    assert made.newly_suspended() == [(0, POLICY.suspend_seconds)]
+
+
+def test_a_damaged_slide_shows_that_the_store_is_back() -> None:
+    made = dispatcher(*[4] * 100)
+    lease = lease_for(made)
+    made.lease_done(lease.number, all_fail(lease), 0.01)
+    probe = lease_for(made, 0, 20.0)
+    made.lease_done(probe.number, [failed(probe.parts[0], Reason.CHECKSUM_MISMATCH)], 20.01)
+    assert len(lease_for(made, 0, 20.02).parts) > 1
+
+
 def test_where_nobody_can_read_for_long_the_run_comes_to_its_end() -> None:
     made = dispatcher(*[4] * 50)
     now = 0.0

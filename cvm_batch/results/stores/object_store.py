@@ -19,7 +19,7 @@ from cvm_batch.errors import ResultsError
 from cvm_batch.remote.addresses import host_and_key, scheme_of
 from cvm_batch.remote.asking import Patience, ask
 from cvm_batch.remote.clients import azure_client, google_client, s3_client
-from cvm_batch.remote.errors import is_denied, is_missing, status_of, told
+from cvm_batch.remote.errors import is_denied, is_missing, may_pass, status_of, told
 from cvm_batch.results.stores.arrow import reading_from
 
 _CLIENTS: dict[str, Callable[[float], Any]] = {
@@ -146,4 +146,5 @@ def _refused(error: Exception, tries: int) -> OSError:
             "may read, write, list and delete",
         )
     times = "once" if tries == 1 else f"{tries} times"
-    return OSError(errno.EIO, f"{told(error)}, tried {times}")
+    number = errno.ETIMEDOUT if may_pass(error) else errno.EIO
+    return OSError(number, f"{told(error)}, tried {times}")
