@@ -10,21 +10,17 @@ of this process would inherit the locks of threads that it does not have.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Pipe, wait
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from cvm_batch.errors import DecoderCrashedError, DecoderTimeoutError, RunAbortedError
@@ -41,6 +37,8 @@ _ITEMS_PER_WORKER = 1000
 _START_SECONDS = 120.0
 #: Starts that may fail in a row: where memory is short, a worker may be killed as it starts.
 _STARTS = 3
+#: The longest time in which whoever waits is not asked whether to go on.
+_LOOK_SECONDS = 1.0
 #: The longest wait for a killed process, which outlives SIGKILL while its disk does not answer.
 _END_SECONDS = 5.0
 _RE_EXPORT = "Re-export the slide; if it opens elsewhere, report it with its format."
@@ -73,6 +71,7 @@ def run_isolated(
     jobs: int,
     timeout: float,
     name: Callable[[T], str] = str,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Generator[Outcome[T, R], None, None]:
     """``function(item)`` for each item, ``jobs`` at once in worker processes, in the items' order.
 
@@ -83,7 +82,8 @@ def run_isolated(
 
     The function is named to the workers, not sent: it stands in a module that can be imported,
     or is a partial of one that does. What it prints goes to standard error; a result that cannot
-    be pickled is an error of its item. ``name`` gives an item's name in messages.
+    be pickled is an error of its item. ``name`` gives an item's name in messages. ``waiting`` is
+    called at least once a second while nothing comes, and may raise to end it all.
 
     Items are small (paths, not pixels) and are pulled as workers come free. An iterator of them
     that has ended is asked again as long as outcomes are awaited: they may bring more items.
@@ -97,7 +97,7 @@ def run_isolated(
     if not 0 < timeout <= 24 * 3600:
         raise ValueError(f"timeout is {timeout} s; it must be positive, and a day at most")
     pool: _Pool[T, R] = _Pool(ForkingPickler.dumps(function), jobs, timeout, name)
-    return _outcomes(pool, map(_Task[T, R], items), jobs * _AHEAD)
+    return _outcomes(pool, map(_Task[T, R], items), jobs * _AHEAD, waiting)
 
 
 @dataclass(eq=False)
@@ -111,7 +111,10 @@ class _Task(Generic[T, R]):
 
 
 def _outcomes(
-    pool: _Pool[T, R], source: Iterator[_Task[T, R]], ahead: int
+    pool: _Pool[T, R],
+    source: Iterator[_Task[T, R]],
+    ahead: int,
+    waiting: Callable[[], None],
 ) -> Generator[Outcome[T, R], None, None]:
     """Drives the pool, but only while the caller waits for the next outcome."""
     tasks: deque[_Task[T, R]] = deque()
@@ -130,6 +133,7 @@ def _outcomes(
                 yield outcome
             else:
                 pool.collect(block=True)
+                waiting()
     finally:
         pool.close()
 
@@ -159,10 +163,11 @@ class _Pool(Generic[T, R]):
             idle.work_on(task, self._timeout)
 
     def collect(self, *, block: bool) -> None:
-        """Take what workers answer, and end those that are late. Raises RunAbortedError."""
+        """Take what workers answer, after a second at most, and end those that are late. Raises
+        RunAbortedError."""
         first = min(worker.deadline for worker in self._workers) if block else 0
         connections = [worker.connection for worker in self._workers]
-        answered = wait(connections, max(0, first - time.monotonic()))
+        answered = wait(connections, min(_LOOK_SECONDS, max(0, first - time.monotonic())))
         for worker in [one for one in self._workers if one.connection in answered]:
             self._receive(worker)
         # After the answers: what lay waiting while the caller was busy is not late.
@@ -300,7 +305,7 @@ def _start_process(connection: int, lifeline: int) -> subprocess.Popen[bytes]:
     # With this process's path, and nothing imported before: the working folder is not on it.
     code = (
         f"import sys; sys.path[:] = {list(map(str, sys.path))!a}; "
-        f"from cvm_batch.isolation import _work; _work({connection}, {lifeline})"
+        f"from cvm_batch.isolation_worker import work; work({connection}, {lifeline})"
     )
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return subprocess.Popen(  # noqa: S603 - this interpreter, with code from here
@@ -337,63 +342,3 @@ def _cause_of_death(status: int) -> str:
     with suppress(ValueError):
         return f"died of {signal.Signals(-status).name}"
     return f"died of signal {-status}"
-
-
-# In the worker
-
-
-def _work(connection_fd: int, lifeline_fd: int) -> None:
-    """What a worker does: the function comes first, then one item after the other."""
-    _die_with(lifeline_fd)
-    _be_killed_first()
-    # Also where a supervisor signals all processes of the service: the parent ends its workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    connection = Connection(connection_fd)
-    try:
-        function = connection.recv()
-    except Exception as error:
-        connection.send((None, _portable(error)))
-        return
-    connection.send((None, None))
-    with suppress(EOFError):
-        while True:
-            connection.send_bytes(_answer(function, connection.recv_bytes()))
-
-
-def _answer(function: Callable[[Any], object], message: bytes) -> memoryview:
-    try:
-        return ForkingPickler.dumps((function(ForkingPickler.loads(message)), None))
-    except Exception as error:
-        return ForkingPickler.dumps((None, _portable(error)))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note; a plain one where it does not survive pickling."""
-    trace = "".join(traceback.format_exception(error))
-    try:
-        again = ForkingPickler.loads(ForkingPickler.dumps(error))
-        survives = type(again) is type(error) and str(again) == str(error)
-    except Exception:
-        survives = False
-    if not survives:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"In a worker process:\n{trace}")
-    return error
-
-
-def _die_with(lifeline_fd: int) -> None:
-    """Let the kernel kill this process once nobody holds the other end of this pipe.
-
-    It ends code that never returns to Python too, which a waiting thread could not.
-    PR_SET_PDEATHSIG would strike when the thread that started the worker ends.
-    """
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, os.O_ASYNC)
-
-
-def _be_killed_first() -> None:
-    """When memory runs out, the kernel is to take a worker and not the run."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")

@@ -425,6 +425,19 @@ def test_starting_takes_no_time_from_an_item(
     assert list(run_isolated(echo, ["a"], jobs=1, timeout=0.8)) == [Done("a", "a")]
 
 
+def test_who_waits_for_a_worker_is_asked_whether_to_go_on() -> None:
+    began, asked = time.monotonic(), []
+
+    def waiting() -> None:
+        asked.append(time.monotonic() - began)
+        if len(asked) == 3:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        list(run_isolated(time.sleep, [50.0], jobs=1, timeout=60, waiting=waiting))
+    assert asked[-1] < 20
+
+
 def test_workers_that_do_not_start_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -53,11 +53,12 @@ def describe_all(
     *,
     jobs: int | None = None,
     at_once: int = _AT_ONCE,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Generator[Description, None, None]:
     """Describe slides, several at once, in the order given.
 
     ``at_once``: slides that a worker is given together. A slide that crashes or hangs its reader
-    has that as its error. Raises UsageError.
+    has that as its error. ``waiting``: as `run_isolated` has it. Raises UsageError.
     """
     outcomes = run_isolated(
         partial(_describe_some, options=options),
@@ -65,6 +66,7 @@ def describe_all(
         jobs=jobs or usable_cpus(),
         timeout=_TIMEOUT_SECONDS,
         name=lambda some: some[0].uri,
+        waiting=waiting,
     )
     with closing(outcomes):
         for outcome in outcomes:
@@ -74,7 +76,9 @@ def describe_all(
                 raise outcome.error
             elif len(outcome.item) > 1:
                 # One of them crashed or hung the reader: each again, alone.
-                yield from describe_all(outcome.item, options, jobs=jobs, at_once=1)
+                yield from describe_all(
+                    outcome.item, options, jobs=jobs, at_once=1, waiting=waiting
+                )
             else:
                 (address,) = outcome.item
                 # Listing the slide's files needs no decoder.

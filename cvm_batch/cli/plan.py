@@ -66,8 +66,9 @@ def plan(
     from cvm_batch.screening.plan import make_plan, plan_slides
 
     bundle, results = find_bundle(model), ResultsFolder(out)
-    wanted = Precision(precision) if precision else None
-    chosen = choose_precision(hardware_here().device_type, wanted)
+    told = precision or _chosen_before(results, bundle.digest)
+    wanted = Precision(told) if told else None
+    chosen = wanted or choose_precision(hardware_here().device_type, None)
     planner = partial(
         plan_slides,
         bundle=bundle,
@@ -82,6 +83,16 @@ def plan(
     else:
         _print(found, str(chosen), speed)
     return ExitCode.COMPLETE
+
+
+def _chosen_before(results: ResultsFolder, digest: str) -> str | None:
+    """The precision of the newest run of this bundle that was left to choose: replicas may be on
+    other machines than this one."""
+    for run in manifests(results):
+        settings = run.get("settings", {})
+        if run.get("bundle", {}).get("digest") == digest and not settings.get("precision"):
+            return str(run["precision"])
+    return None
 
 
 class _Speed(NamedTuple):

@@ -78,6 +78,11 @@ class Backlog:
         fresh = self._slides.get(number)
         return fresh.tiles - fresh.next_tile if fresh else 0
 
+    def begun_at(self, number: int) -> int | None:
+        """The first tile of a slide that nobody was handed yet; None where all were."""
+        fresh = self._slides.get(number)
+        return fresh.next_tile if fresh else None
+
     def cut(self, room: int, worth_starting: Callable[[int], bool]) -> Part | None:
         """The next part, at most ``room`` tiles (or one chunk), or None where nothing is left.
 

@@ -335,9 +335,9 @@ class Dispatcher:
         parts: list[Part] = []
         skipped: list[Waiting] = []
         while room > 0 and limit > 0 and len(parts) < self._policy.max_parts:
-            part = self._due_part(replica, limit, skipped) or self.backlog.cut(
-                int(min(room, limit)), lambda tiles: self._fits(tiles, now)
-            )
+            part = self._due_part(replica, limit, skipped)
+            if part is None and not self._cut_short(parts):
+                part = self.backlog.cut(int(min(room, limit)), lambda tiles: self._fits(tiles, now))
             if part is None:
                 break
             parts.append(part)
@@ -345,6 +345,10 @@ class Dispatcher:
             limit -= len(part)
         self._due.put_back(skipped)
         return parts
+
+    def _cut_short(self, parts: Sequence[Part]) -> bool:
+        """Whether the last part ended between chunks: the room that is left would cut the next."""
+        return bool(parts) and parts[-1].stop == self.backlog.begun_at(parts[-1].slide.number)
 
     def _due_part(self, replica: int, limit: float, skipped: list[Waiting]) -> Part | None:
         while len(skipped) < _MOST_SKIPPED and (due := self._due.first()) is not None:

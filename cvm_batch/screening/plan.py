@@ -124,8 +124,9 @@ def plan_slides(
 
     ``retry``: take up what is not complete, for whatever reason, and nothing else.
     ``work_waits`` is called once it is known that some slides are not settled yet, before they
-    are opened, which takes the longest. Once ``should_stop`` says so, asked before each slide,
-    no further one is looked at, and nothing is planned. Raises UsageError.
+    are opened, which takes the longest. Once ``should_stop`` says so, asked before each slide
+    and while one takes its time, no further one is looked at, and nothing is planned. Raises
+    UsageError.
     """
     keys = _Keys(bundle, precision, options)
     if retry:
@@ -135,24 +136,35 @@ def plan_slides(
         settled = list(_settled(listed_slides, history, keys, should_stop))
         done = {slide.slide_id for slide in settled}
         left = [slide for slide in listed_slides if slide.slide_id not in done]
-    stopped = should_stop()
-    if left and not stopped:
-        work_waits()
     slides: list[PlannedSlide] = []
     failed: list[PlannedSlide] = []
-    with closing(describe_all((slide.address for slide in left), options)) as descriptions:
-        for listed in left:
-            stopped = stopped or should_stop()
-            if stopped:
-                return Plan(slides=(), failed=(), settled=tuple(settled), not_planned=len(left))
-            planned = _planned(listed, next(descriptions), keys)
-            (failed if planned.failure else slides).append(planned)
+
+    def go_on() -> None:
+        if should_stop():
+            raise _StoppedError
+
+    addresses = (slide.address for slide in left)
+    with closing(describe_all(addresses, options, waiting=go_on)) as descriptions:
+        try:
+            go_on()
+            if left:
+                work_waits()
+            for listed in left:
+                go_on()
+                planned = _planned(listed, next(descriptions), keys)
+                (failed if planned.failure else slides).append(planned)
+        except _StoppedError:
+            return Plan(slides=(), failed=(), settled=tuple(settled), not_planned=len(left))
     slides.sort(key=_turn)
     return Plan(
         slides=tuple(slides),
         failed=tuple(failed),
         settled=tuple(settled),
     )
+
+
+class _StoppedError(Exception):
+    """The run is to stop before all slides were looked at."""
 
 
 def fits(pattern: str, slide_id: str) -> bool:

@@ -92,6 +92,16 @@ def test_plan_says_what_would_run(slides: Path, tiny_bundle: Bundle, tmp_path: P
     assert again["seconds"] == pytest.approx(30 / again["tiles_per_second"])
     assert "1 slides, 30 tiles" in cvm_batch_run(*arguments).stdout
     assert again["replicas"] == 1
+    # A run that was left to choose, on whatever machine, says what the next one will take.
+    assert told(*arguments[:-2], "--precision", "fp16")["settled"] == {}
+    (manifest,) = (out / "runs").glob("*.json")
+    run = json.loads(manifest.read_bytes())
+    assert told(*arguments[:-2])["precision"] in ("fp32", "bf16"), "as this machine would"
+    run["settings"]["precision"] = None
+    run["precision"] = "fp16"
+    manifest.write_text(json.dumps(run))
+    assert told(*arguments[:-2])["precision"] == "fp16"
+    manifest.write_text(json.dumps(run | {"precision": "fp32"}))
     four = told(*arguments, "--replicas", 4)
     assert four["replicas"] == 4
     assert four["seconds"] == pytest.approx(again["seconds"] / 4)

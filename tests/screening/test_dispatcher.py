@@ -533,6 +533,16 @@ def test_a_suspect_whose_slide_has_failed_meanwhile_is_forgotten() -> None:
     assert made.exhausted
 
 
+def test_a_lease_ends_with_whole_chunks() -> None:
+    """What room is left beside a giant slide would cut its next chunk in two."""
+    made = dispatcher(100_000, chunk_tiles=7)
+    for _ in range(4):
+        lease = lease_for(made)
+        assert len(lease.parts) == 1
+        assert lease.parts[0].stop % 7 == 0
+        made.lease_done(lease.number, outcomes(lease), 1.0)
+
+
 def test_leases_end_before_the_deadline() -> None:
     made = dispatcher(*[400] * 30)
     lease = lease_for(made, now=0.0)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_planning_stops_between_two_slides(
         assert (stopped.slides, stopped.failed) == ((), ())
         assert stopped.slide_count == stopped.not_planned > 0
         assert len(stopped.settled) + stopped.not_planned == len(NAMES)
+
+
+def test_planning_stops_while_a_slide_is_being_opened(
+    slides: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that hangs is given ten minutes; who stops the run is not to wait for it."""
+
+    def hangs(self: object, *, block: bool) -> None:
+        time.sleep(0.05)
+
+    monkeypatch.setattr("cvm_batch.isolation._Pool.collect", hangs)
+    asked = iter(range(1000))
+    stopped = plan(slides, tiny_bundle, History({}), should_stop=lambda: next(asked) >= 10)
+    assert stopped.not_planned == len(NAMES)
 
 
 def test_nothing_there_is_an_error(tmp_path: Path, tiny_bundle: Bundle) -> None:
