@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 #: The overall figures, in the order of `figures`.
 OVERALL = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+OF_A_CLASS = ("precision", "recall", "f1")
 RESAMPLES = 1000
 _TRIES = 100
 
@@ -61,8 +62,8 @@ def _times(rng: np.random.Generator, holds: NDArray[np.float64]) -> NDArray[np.f
 def figures(
     confusions: NDArray[np.int64], met: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of confusion matrices [..., c, c] the overall figures [..., 4], and the F1 [..., m] of
-    the m classes at ``met``; NaN where one of those has no cells.
+    """Of confusion matrices [..., c, c] the overall figures [..., 4], and those `OF_A_CLASS`
+    [..., m, 3] of the m classes at ``met``; NaN where one of those has no cells.
 
     As `metrics.Metrics` has them, for many matrices at a time.
     """
@@ -75,7 +76,7 @@ def figures(
     recall = there * hits / np.maximum(truth, 1)
     f1 = there * 2 * hits / np.maximum(truth + taken, 1)
     macro = [share.mean(axis=-1) for share in (precision, recall, f1)]
-    return np.stack([accuracy, *macro], axis=-1), f1
+    return np.stack([accuracy, *macro], axis=-1), np.stack([precision, recall, f1], axis=-1)
 
 
 def interval(

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from cvm_batch.model.precision import exact_fp32
 from cvm_batch.model.preprocessing import Preprocessing
 from cvm_batch.training.augment import ATTITUDES, in_attitudes
-from cvm_batch.training.bootstrap import OVERALL, RESAMPLES, figures, interval, resampled
+from cvm_batch.training.bootstrap import (
+    OF_A_CLASS,
+    OVERALL,
+    RESAMPLES,
+    figures,
+    interval,
+    resampled,
+)
 from cvm_batch.training.datasets import LabelledCells
 from cvm_batch.training.metrics import Metrics, measure
 from cvm_batch.training.stepping import probabilities
@@ -49,7 +56,8 @@ class Evaluation:
         return measure(self.labels, self.predicted, self.class_names)
 
     def intervals(self, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
-        """95 % intervals of the four overall figures and of the F1 of each class that is there.
+        """95 % intervals of the four overall figures, and of precision, recall and F1 of each
+        class that is there.
 
         By bootstrap over groups, each resample with cells of every class that is there. 0 to 1
         where all the cells, or those of the class, are of one group: what another would bring
@@ -64,14 +72,16 @@ class Evaluation:
             resamples=resamples,
         )[:, 0]
         met = np.flatnonzero(self.metrics.support)
-        overall, f1 = figures(drawn, met)
-        keys = [*OVERALL, *(f"f1 of {self.class_names[at]}" for at in met)]
+        overall, of_classes = figures(drawn, met)
+        keys = [*OVERALL, *(f"{one} of {self.class_names[at]}" for at in met for one in OF_A_CLASS)]
         groups = np.asarray(self.groups)
         several = [len(set(self.groups)) > 1] * len(OVERALL)
-        several += [len(set(groups[self.labels == at])) > 1 for at in met]
+        for at in met:
+            several += [len(set(groups[self.labels == at])) > 1] * len(OF_A_CLASS)
+        found = np.hstack([overall, of_classes.reshape(len(drawn), -1)])
         return {
             key: interval(values) if known else [0.0, 1.0]
-            for key, values, known in zip(keys, np.hstack([overall, f1]).T, several, strict=True)
+            for key, values, known in zip(keys, found.T, several, strict=True)
         }
 
     def calibration(self, bins: int = _BINS) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cvm_batch.training.bootstrap import OVERALL, figures, interval, resampled
+from cvm_batch.training.bootstrap import OF_A_CLASS, OVERALL, figures, interval, resampled
 from cvm_batch.training.evaluation import Evaluation
 from cvm_batch.training.metrics import measure
 
@@ -15,9 +15,10 @@ def test_figures_are_those_of_metrics() -> None:
     # Of five classes, the last has no cells and is predicted all the same.
     labels, predicted = rng.integers(4, size=60), rng.integers(5, size=60)
     metrics = measure(labels, predicted, tuple("abcde"))
-    overall, f1 = figures(metrics.confusion[np.newaxis], np.arange(4))
+    overall, of_classes = figures(metrics.confusion[np.newaxis], np.arange(4))
     assert overall[0] == pytest.approx([getattr(metrics, name) for name in OVERALL])
-    assert f1[0] == pytest.approx(metrics.f1[:4])
+    for at, name in enumerate(OF_A_CLASS):
+        assert of_classes[0, :, at] == pytest.approx(getattr(metrics, name)[:4])
 
 
 def test_the_same_groups_are_drawn_whole_and_for_every_classifier() -> None:
