@@ -78,11 +78,9 @@ def cli(context: click.Context, named: Path | None) -> None:
 
 def main() -> None:
     """The console script: errors of this package become one sentence and an exit code."""
-    command = sys.argv[1:2]
-    if command == ["query"]:
-        without("numpy", "pandas")
-    elif command not in (["train"], ["compare"]):  # Ray Train takes pandas along
-        without("pandas")
+    without("pandas")
+    if sys.argv[1:2] == ["query"]:
+        without("numpy")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:  # a second Ctrl-C

@@ -66,9 +66,11 @@ def plan(
     from cvm_batch.screening.plan import make_plan, plan_slides
 
     bundle, results = find_bundle(model), ResultsFolder(out)
-    told = precision or _chosen_before(results, bundle.digest)
-    wanted = Precision(told) if told else None
-    chosen = wanted or choose_precision(hardware_here().device_type, None)
+    device = hardware_here().device_type
+    # A machine without a GPU may be a desk, from which nights on others are planned.
+    before = _chosen_before(results, bundle.digest) if device == "cpu" else None
+    told = precision or before
+    chosen = choose_precision(device, Precision(told) if told else None)
     planner = partial(
         plan_slides,
         bundle=bundle,

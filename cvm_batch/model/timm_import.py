@@ -30,6 +30,9 @@ def import_timm() -> ModuleType:
         sys.modules.update({module.__name__: module for module in standing})
         try:
             return importlib.import_module("timm")
+        except ImportError:  # a version that names more of the compiler
+            _step_aside()
+            return importlib.import_module("timm")
         finally:
             _step_aside()
 
@@ -45,8 +48,8 @@ class _StandIn(ModuleType):
     def disable(
         self, function: Callable[..., Any] | None = None, recursive: bool = True, **_: Any
     ) -> Callable[..., Any]:
-        """Marks what is not to be compiled: in timm 1.0.29 an iterator of NaFlexViT alone, at
-        which a compiled NaFlexViT breaks its graph by itself."""
+        """Marks what is not to be compiled: in timm 1.0.31 methods of NaFlexViT alone, which
+        compile, or break the graph there by themselves."""
         return function or (lambda undecorated: undecorated)
 
     def is_compile_supported(self, device_type: str) -> bool:

@@ -23,7 +23,8 @@ from cvm_batch.results.stores.store import Bytes, Store, results_root, store_at
 
 #: Files in runs/ that mean nothing once their run has gone (results/live.py).
 _OF_A_LIVING_RUN = (".live", ".stop", ".priority")
-#: A store or a share is away, and may come back. A disk that is full, broken or forbidden is not.
+#: A store or a share is away, and may come back. A disk that is full, broken or forbidden does
+#: not by itself, nor does a handle that is stale on one node.
 _AWAY = frozenset(
     (
         errno.ECONNRESET,
@@ -31,7 +32,6 @@ _AWAY = frozenset(
         errno.EHOSTUNREACH,
         errno.ENETDOWN,
         errno.ENETUNREACH,
-        errno.ESTALE,
         errno.ETIMEDOUT,
     )
 )
@@ -55,6 +55,10 @@ class ResultsFolder:
 
     def __str__(self) -> str:
         return str(self.root)
+
+    def wait_no_longer(self) -> None:
+        """What is still to be written is tried once: the run is over, one way or another."""
+        self._outage_seconds = 0.0
 
     @cached_property
     def store(self) -> Store:

@@ -78,10 +78,10 @@ class Backlog:
         fresh = self._slides.get(number)
         return fresh.tiles - fresh.next_tile if fresh else 0
 
-    def begun_at(self, number: int) -> int | None:
-        """The first tile of a slide that nobody was handed yet; None where all were."""
-        fresh = self._slides.get(number)
-        return fresh.next_tile if fresh else None
+    def goes_on_after(self, part: Part) -> bool:
+        """Whether what follows this part in its slide was handed to nobody yet."""
+        fresh = self._slides.get(part.slide.number)
+        return fresh is not None and fresh.next_tile == part.stop
 
     def cut(self, room: int, worth_starting: Callable[[int], bool]) -> Part | None:
         """The next part, at most ``room`` tiles (or one chunk), or None where nothing is left.

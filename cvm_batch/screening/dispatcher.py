@@ -188,6 +188,11 @@ class Dispatcher:
         patience = self._policy.patience_seconds
         return [replica for replica, state in self._replicas.items() if state.hangs(now, patience)]
 
+    def excuse(self, seconds: float) -> None:
+        """No replica was listened to for so long."""
+        for state in self._replicas.values():
+            state.excuse(seconds)
+
     def retire(self, replica: int) -> None:
         """Hand it nothing more: it is being ended, and `replica_lost` follows."""
         self._replicas[replica].retired = True
@@ -195,8 +200,7 @@ class Dispatcher:
         self._reserved.discard(replica)
 
     def newly_suspended(self) -> list[tuple[int, float]]:
-        """Replicas that failed all they were handed, since the last call, and for how many
-        seconds they get nothing."""
+        """Replicas that failed all, since the last call, and how many seconds each rests."""
         return self._trust.newly_suspended()
 
     def replica_lost(self, replica: int, loss: Loss, detail: str, now: float) -> list[int]:
@@ -316,8 +320,7 @@ class Dispatcher:
 
     def _probe(self, replica: int, state: Serving, limit: float, now: float) -> list[Part]:
         """One part for a replica in doubt: a fresh one by choice, which has its attempts left."""
-        room = int(min(self._policy.batch_size, limit))
-        fresh = self.backlog.cut(room, lambda tiles: self._fits(tiles, now))
+        fresh = self._fresh(min(self._policy.batch_size, limit), now)
         skipped: list[Waiting] = []
         part = fresh or self._due_part(replica, limit, skipped)
         self._due.put_back(skipped)
@@ -334,10 +337,12 @@ class Dispatcher:
         before, then fresh ones, the more urgent first."""
         parts: list[Part] = []
         skipped: list[Waiting] = []
+        fresh: Part | None = None
         while room > 0 and limit > 0 and len(parts) < self._policy.max_parts:
             part = self._due_part(replica, limit, skipped)
-            if part is None and not self._cut_short(parts):
-                part = self.backlog.cut(int(min(room, limit)), lambda tiles: self._fits(tiles, now))
+            # The room beside a slide that was cut between chunks would cut the next one.
+            if part is None and not (fresh and self.backlog.goes_on_after(fresh)):
+                part = fresh = self._fresh(min(room, limit), now)
             if part is None:
                 break
             parts.append(part)
@@ -346,9 +351,8 @@ class Dispatcher:
         self._due.put_back(skipped)
         return parts
 
-    def _cut_short(self, parts: Sequence[Part]) -> bool:
-        """Whether the last part ended between chunks: the room that is left would cut the next."""
-        return bool(parts) and parts[-1].stop == self.backlog.begun_at(parts[-1].slide.number)
+    def _fresh(self, room: float, now: float) -> Part | None:
+        return self.backlog.cut(int(room), lambda tiles: self._fits(tiles, now))
 
     def _due_part(self, replica: int, limit: float, skipped: list[Waiting]) -> Part | None:
         while len(skipped) < _MOST_SKIPPED and (due := self._due.first()) is not None:

@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 #: Seconds without a single replica until the run is given up.
 _START_TIMEOUT = 600.0
 _TICK_SECONDS = 0.5
+#: A turn of the loop that takes longer has not heard what replicas had to say.
+_PAUSE_SECONDS = 10.0
 
 
 class Driver:
@@ -71,6 +73,7 @@ class Driver:
         self._last_event = clock.now()
         self.dispatcher: Dispatcher | None = None
         self._stopped = False
+        self._listened_at = clock.now()
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -158,8 +161,12 @@ class Driver:
         return self.dispatcher.exhausted
 
     def _end_what_hangs(self, now: float) -> None:
+        silent, self._listened_at = now - self._listened_at, now
         if self.dispatcher is None:
             return
+        # This process was frozen, or has waited for the results' store.
+        if silent > _PAUSE_SECONDS:
+            self.dispatcher.excuse(silent)
         for replica in self.dispatcher.overdue(now):
             detail = f"no sign of work, or none on one of its leases, in {self._patience:.0f} s"
             self.dispatcher.retire(replica)  # at once: leases are handed out in this very turn

@@ -60,7 +60,7 @@ _PLACED_SECONDS = 30.0
 #: While replicas die and none answers a lease for so long, nothing is to be expected any more.
 _HOPE_SECONDS = 1800.0
 #: Weights from a cold share, and a network that is compiled, may take minutes to start.
-START_SECONDS = 600.0
+START_SECONDS = 300.0
 #: Errors that may be those of one node, which is not to end the night of all others.
 _OF_A_NODE = (BundleError, ResultsError, CommitError)
 

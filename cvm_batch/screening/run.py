@@ -96,6 +96,7 @@ def run(
             )
             return made.run(report)
         finally:
+            results.wait_no_longer()
             live.remove()
 
 
@@ -246,6 +247,7 @@ class _Run:
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved; whatever else goes wrong now, ``error`` is the cause."""
+        self._results.wait_no_longer()
         stopped = isinstance(error, KeyboardInterrupt)
         code = error.exit_code if isinstance(error, CvmBatchError) else ExitCode.ABORTED
         with suppress(Exception):

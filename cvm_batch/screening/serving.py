@@ -72,6 +72,12 @@ class Serving:
         self._tiles_seen = max(self._tiles_seen, tiles)
         self._signs_seen = max(self._signs_seen, signs)
 
+    def excuse(self, seconds: float) -> None:
+        """Nobody has listened for so long: what was not heard is not silence."""
+        self.last_sign += seconds
+        for held in self.held.values():
+            held.overtaken_at += seconds
+
     def hangs(self, now: float, patience: float) -> bool:
         """True where it holds leases and shows no sign of work, or has left one of them behind.
 

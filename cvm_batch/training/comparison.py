@@ -108,7 +108,7 @@ def trials(
         raise UsageError(f"{seeded[0]!r}: a study has the same seeds for all models; see --seeds.")
     if folds and any(recipe.splits_otherwise(changed) for changed in recipes.values()):
         raise UsageError("--folds is a split of its own: leave split and shares as they are.")
-    cells = load_cells(*data).regrouped(recipe.classes)
+    loaded = load_cells(*data)
     return [
         Trial(
             model=model,
@@ -120,6 +120,7 @@ def trials(
         )
         for model, changed in recipes.items()
         for fold in ([Fold(number, folds) for number in range(folds)] if folds else [None])
+        for cells in (loaded.regrouped(changed.classes),)
         for digest in (plan_digest(cells, _split_of(changed, cells, fold)),)
         for seed in seeds
     ]

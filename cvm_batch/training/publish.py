@@ -170,7 +170,7 @@ def _groups(
     """The bundle's groups of classes, and the primary one."""
     own, cervical = dict(recipe.groups), cervical_groups(class_names)
     primary = next(iter(own), PRIMARY_GROUP if PRIMARY_GROUP in cervical else None)
-    return own | cervical, primary
+    return own | {group: cervical[group] for group in cervical if group not in own}, primary
 
 
 def _data_json(cells: LabelledCells) -> Mapping[str, Any]:

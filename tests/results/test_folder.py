@@ -91,17 +91,18 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> 
         results.publish("cells/a.parquet", b"it fits")
 
 
-def away(results: ResultsFolder, monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> None:
-    """The next ``times`` commits fail with that error."""
-    link, left = os.link, [times]
+def away(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> list[int]:
+    """The next ``times`` commits fail with that error; a list that grows with each that does."""
+    link, failed = os.link, list[int]()
 
     def failing(*paths: Any) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
+        if len(failed) < times:
+            failed.append(number)
             raise OSError(number, os.strerror(number))
         link(*paths)
 
     monkeypatch.setattr(os, "link", failing)
+    return failed
 
 
 def test_a_store_that_is_away_is_waited_for(
@@ -111,24 +112,43 @@ def test_a_store_that_is_away_is_waited_for(
     results.prepare()
     monkeypatch.setattr("cvm_batch.results.folder._FIRST_WAIT_SECONDS", 0.01)
     signs_before = signs.seen()
-    away(results, monkeypatch, errno.ESTALE, 3)
+    away(monkeypatch, errno.ETIMEDOUT, 3)
     results.publish("slides/a.parquet", b"rows")
     assert visible(results) == ["a.parquet"]
     assert signs.seen() >= signs_before + 3, "nobody takes it for one that hangs"
 
 
 @pytest.mark.parametrize(
-    ("number", "outage_seconds"), [(errno.ESTALE, 0.02), (errno.ESTALE, 0.0), (errno.EDQUOT, 60.0)]
+    ("number", "outage_seconds", "tries"),
+    [
+        (errno.ETIMEDOUT, 0.02, 2),
+        (errno.ETIMEDOUT, 0.0, 1),
+        (errno.EDQUOT, 60.0, 1),
+        (errno.ESTALE, 60.0, 1),
+    ],
 )
 def test_what_does_not_come_back_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, outage_seconds: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, outage_seconds: float, tries: int
 ) -> None:
     results = ResultsFolder(tmp_path / "results", outage_seconds=outage_seconds)
     results.prepare()
     monkeypatch.setattr("cvm_batch.results.folder._FIRST_WAIT_SECONDS", 0.01)
-    away(results, monkeypatch, number, 1_000)
+    failed = away(monkeypatch, number, 1_000)
     with pytest.raises(CommitError, match="could not be committed"):
         results.publish("slides/a.parquet", b"rows")
+    assert len(failed) == tries
+
+
+def test_a_run_that_is_over_waits_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = ResultsFolder(tmp_path / "results", outage_seconds=60.0)
+    results.prepare()
+    failed = away(monkeypatch, errno.ETIMEDOUT, 1_000)
+    results.wait_no_longer()
+    with pytest.raises(CommitError):
+        results.publish("slides/a.parquet", b"rows")
+    assert len(failed) == 1
 
 
 def test_only_named_files_are_kept(results: ResultsFolder) -> None:

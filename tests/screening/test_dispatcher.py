@@ -543,6 +543,28 @@ def test_a_lease_ends_with_whole_chunks() -> None:
         made.lease_done(lease.number, outcomes(lease), 1.0)
 
 
+def test_a_retry_leaves_room_for_fresh_work() -> None:
+    made = dispatcher(100_000, chunk_tiles=8)
+    first = lease_for(made)
+    second = lease_for(made)
+    made.lease_done(second.number, outcomes(second), 2.0)
+    made.lease_done(first.number, all_fail(first), 2.1)
+    assert second.parts[0].start == first.parts[0].stop
+    again = lease_for(made, now=60.0)
+    assert [part.errors for part in again.parts] == [1, 0]
+
+
+def test_nobody_hangs_while_nobody_listens() -> None:
+    """The driver has waited for the results' store, or was frozen with its machine."""
+    made = dispatcher(*[16] * 100)
+    lease_for(made, now=0.0)
+    later = POLICY.patience_seconds + 100.0
+    assert made.overdue(later) == [0]
+    made.excuse(later)
+    assert made.overdue(later) == []
+    assert made.overdue(later + POLICY.patience_seconds + 1.0) == [0]
+
+
 def test_leases_end_before_the_deadline() -> None:
     made = dispatcher(*[400] * 30)
     lease = lease_for(made, now=0.0)

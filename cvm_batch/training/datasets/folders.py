@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cvm_batch.errors import DataSetError
 from cvm_batch.training.datasets.labelled import BY_FILE, ImageFile, LabelledCells, labelled
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -37,7 +38,7 @@ def load(root: Path) -> LabelledCells:
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     if any(_SIPAKMED.fullmatch(folder.name) for folder in folders):
         return _sipakmed(root, folders)
-    if any(folder.name in _HERLEV_FOLDERS for folder in folders):
+    if 2 * sum(folder.name in _HERLEV_FOLDERS for folder in folders) > len(folders):
         return _herlev(root, folders)
     return _classes(root, folders)
 
@@ -64,8 +65,14 @@ def _classes(root: Path, folders: list[Path]) -> LabelledCells:
 def _herlev(root: Path, folders: list[Path]) -> LabelledCells:
     """Cells of one smear image share the first parts of their names."""
     known = [folder for folder in folders if folder.name in _HERLEV_FOLDERS]
-    others = (folder.name for folder in folders if folder not in known)
-    skipped = [*_empty(root, known), *((name, "no folder of a Herlev class") for name in others)]
+    others = [folder for folder in folders if folder not in known]
+    empty = {name for name, _ in _empty(root, others)}
+    if odd := [folder.name for folder in others if folder.name not in empty]:
+        raise DataSetError(
+            f"{root} has Herlev's folders, and images in others: {', '.join(odd)}. Move those "
+            "away; or, if they are classes, rename the folders that are called as Herlev's."
+        )
+    skipped = [*_empty(root, known), *((name, "no folder of a Herlev class") for name in empty)]
     cells = []
     for path in (path for folder in known for path in sorted(folder.iterdir())):
         name = path.relative_to(root).as_posix()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,17 @@ def test_herlev_leaves_segmentations_out_and_maps_seven_to_two(tmp_path: Path) -
     assert len(cells) == 4
     assert cells.groups[0] == cells.groups[1] == "149143370-149143378"
     assert {why for _, why in cells.skipped} == {"a segmentation, not a cell"}
-    save(tmp_path / "notes" / "sketch-d.bmp", 1)
+    (tmp_path / "__MACOSX").mkdir()
     assert load_cells(tmp_path).digest == cells.digest, "segmentations are still no cells"
-    assert ("notes", "no folder of a Herlev class") in load_cells(tmp_path).skipped
+    assert ("__MACOSX", "no folder of a Herlev class") in load_cells(tmp_path).skipped
+    (tmp_path / "__MACOSX").rmdir()
+    save(tmp_path / "koilocytotic" / "1.bmp", 1)
+    with pytest.raises(DataSetError, match=r"images in others: koilocytotic\."):
+        load_cells(tmp_path)
+    save(tmp_path / "superficial" / "1.bmp", 2)
+    assert len(load_cells(tmp_path).class_names) == 4, "classes of their own, two named alike"
+    for name in ("koilocytotic", "superficial"):
+        shutil.rmtree(tmp_path / name)
     two = cells.regrouped({"Abnormal": ("carcinoma_in_situ",), "Normal": ("normal_columnar",)})
     assert classes_of(two) == ["Abnormal", "Abnormal", "Normal", "Normal"]
     with pytest.raises(DataSetError, match="no cells of Odd"):
