@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.abc import MetaPathFinder
 
 
 def without(*packages: str) -> None:
@@ -12,13 +11,7 @@ def without(*packages: str) -> None:
     pyarrow imports numpy and pandas where they are: a third of a second, and a whole one, in
     which a command answers nothing. For processes that are ours alone.
     """
-    sys.meta_path.insert(0, _Without(packages))
-
-
-class _Without(MetaPathFinder):
-    def __init__(self, packages: tuple[str, ...]) -> None:
-        self._packages = packages
-
-    def find_spec(self, fullname: str, *_: object) -> None:
-        if fullname in self._packages:
-            raise ModuleNotFoundError(f"This process does without {fullname}.", name=fullname)
+    for package in packages:
+        # As Python itself says it: importlib.util.find_spec, too, finds nothing then, where a finder
+        # of our own could only raise, which PyTorch's compiler does not expect.
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]

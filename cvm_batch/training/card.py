@@ -97,7 +97,7 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         spec=spec,
         purpose=_DEMONSTRATION if data["source"] else _OWN,
         recipe=recipe,
-        balanced=_BALANCED if recipe["balanced_sampling"] else "",
+        balanced=_BALANCED if recipe.get("balanced_sampling") else "",
         augmentation=_augmentation(recipe["augmentation"]),
         data=data,
         split=split,
@@ -110,7 +110,7 @@ def model_card(spec: BundleSpec, test: Metrics) -> str:
         figures=_figures(figures["per_class"]),
         confusion=_confusion(test),
         abnormal=_abnormal(spec, test),
-        source=data["source"] or "Source and licence were not recorded: ask who trained it.",
+        source=_source(provenance),
         split_by=how_split(provenance),
         sides=_sides(spec.class_names, split["sides"]),
         network=_network(spec),
@@ -133,12 +133,21 @@ def how_split(provenance: Mapping[str, Any]) -> str:
         return f"at random class by class, as in the paper, {_TORN}"
     if grouped_by == BY_FILE:
         return f"by file, {_TORN}: of which image a cell is was not recorded"
-    return f"by group, which is one {grouped_by}, and lies on one side"
+    return f"by group (one {grouped_by}, all of it on one side)"
 
 
 def percent(share: float | None) -> str:
     """A share in percent with one decimal; a dash where there is none."""
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _source(provenance: Mapping[str, Any]) -> str:
+    source = provenance["data"]["source"]
+    if source is None:
+        return "Source and licence were not recorded: ask who trained it."
+    # Where images may not be passed on, the sentinels are others'.
+    others = provenance.get("sentinels")
+    return f"{source} Its sentinel tiles are from {others}." if others else str(source)
 
 
 def _groups(spec: BundleSpec) -> str:
@@ -213,7 +222,8 @@ def _first_weights(digests: Mapping[str, str]) -> str:
     if not digests:
         return "From random weights"
     files = ", ".join(f"`{part}` {digest[:12]}" for part, digest in digests.items())
-    return f"From weights that were trained before (SHA-256: {files}; the rest at random)"
+    rest = "" if "whole" in digests else "; the rest at random"
+    return f"From weights that were trained before (SHA-256: {files}{rest})"
 
 
 def _augmentation(fields: Mapping[str, Any]) -> str:

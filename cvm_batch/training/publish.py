@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -34,6 +35,8 @@ from cvm_batch.training.sources import source_of
 from cvm_batch.training.splits import Split
 
 SENTINELS = 16
+#: Large tiles are fewer, though one of each class, since a bundle travels with every run.
+_SENTINEL_BYTES = 1_500_000
 #: Cells of a class that are looked at for each sentinel.
 _LOOKED_AT = 4
 #: Test cells on which fp16 is compared with fp32, at most.
@@ -136,6 +139,8 @@ def choose_sentinels(
         if len(queue) < _LOOKED_AT * count:
             queue.append(cells.read(position))
     shape = Counter(tile.shape for tile in chain(*queues)).most_common(1)[0][0]
+    classes = sum(1 for queue in queues if queue)
+    count = min(count, max(classes, _SENTINEL_BYTES // math.prod(shape)))
     for queue in queues:
         queue.sort(key=lambda tile: tile.shape != shape)  # otherwise as they came
     turns = chain.from_iterable(zip_longest(*(queue[:count] for queue in queues)))

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,12 +26,14 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.layout import RunName
-from cvm_batch.screening import ray_executor
+from cvm_batch.screening import ray_actor, ray_executor
 from cvm_batch.screening.executor import Event, Executor, ReplicaLost, ReplicaReady
-from cvm_batch.screening.ray_executor import RayExecutor
+from cvm_batch.screening.ray_actor import ReplicaActor
+from cvm_batch.screening.ray_executor import START_SECONDS, RayExecutor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
+from cvm_batch.screening.visibility import Needs
 from cvm_batch.screening.work import Loss, ReplicaSpec
 from tests.archives import making
 from tests.faults.killers import arm
@@ -308,3 +311,35 @@ def test_replicas_share_a_gpu_and_the_cluster_decodes(
 def test_an_address_where_nothing_answers_is_told(settings: Settings) -> None:
     with pytest.raises(UsageError, match="Ray could not be reached"):
         run_on(RayExecutor(address="127.0.0.1:1"), settings)
+
+
+def test_a_replica_that_never_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that hangs: the dispatcher watches those that serve alone."""
+    executor = RayExecutor()
+    executor._placed = {0: 100.0, 1: 100.0, 2: 300.0}
+    executor._serving = {1}
+    monkeypatch.setattr(
+        executor, "_lost", lambda call, detail, loss: ReplicaLost(call.replica, detail, loss)
+    )
+    executor._give_up_those_that_do_not_start(100.0 + START_SECONDS)
+    assert executor._lost_already == []
+    executor._give_up_those_that_do_not_start(101.0 + START_SECONDS)
+    (lost,) = executor._lost_already
+    assert isinstance(lost, ReplicaLost)
+    assert (lost.replica, lost.loss) == (0, Loss.HUNG)
+
+
+def test_a_look_at_a_dead_mount_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def dead(*_: object) -> list[str]:
+        released.wait(60)
+        return []
+
+    monkeypatch.setattr(ray_actor, "lacking_here", dead)
+    monkeypatch.setattr(ray_actor, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(ray_actor, "import_replica", lambda: None)
+    monkeypatch.setattr(ray_actor, "without", lambda *_: None)
+    (lacking,) = ReplicaActor().look(cast(Needs, None), "node")
+    released.set()
+    assert "no answer from its mounts" in lacking
