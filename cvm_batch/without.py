@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NoReturn
 
 
 def without(*packages: str) -> None:
-    """Let whoever asks for ``packages`` from now on hear that they are not there.
+    """Let whoever imports ``packages`` from now on hear that they are not there.
 
     pyarrow imports numpy and pandas where they are: a third of a second, and a whole one, in
     which a command answers nothing. For processes that are ours alone.
     """
-    for package in packages:
-        # As Python itself says it: importlib.util.find_spec, too, finds nothing then, where a finder
-        # of our own could only raise, which PyTorch's compiler does not expect.
-        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Without(packages))
+
+
+class _Without(MetaPathFinder):
+    """Finds them, and refuses to load them. PyTorch's compiler asks where packages are and expects
+    no error, and a None in ``sys.modules`` is a module to what Cython compiled."""
+
+    def __init__(self, packages: tuple[str, ...]) -> None:
+        self._packages = packages
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(fullname, _Refusing()) if fullname in self._packages else None
+
+
+class _Refusing(Loader):
+    def create_module(self, spec: ModuleSpec) -> NoReturn:
+        raise ModuleNotFoundError(f"This process does without {spec.name}.", name=spec.name)
+
+    def exec_module(self, module: ModuleType) -> NoReturn:
+        raise NotImplementedError("no module is made")

@@ -13,7 +13,6 @@ from cvm_batch.without import without
 
 assert find_spec("pandas") is not None, "it is installed"
 without("pandas")
-assert find_spec("pandas") is None
 try:
     import pandas
 except ModuleNotFoundError:
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+assert pa.compute.field("a").isin([1]) is not None
 assert pa.array(np.arange(3)).to_pylist() == [0, 1, 2]
 
 import ray
@@ -33,7 +33,7 @@ import torch
 import torch._dynamo  # asks for the specification of a hundred packages
 
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
-assert sys.modules["pandas"] is None
+assert "pandas" not in sys.modules
 """
 
 
