@@ -70,7 +70,7 @@ def plan(
     # A machine without a GPU may be a desk, from which nights on others are planned.
     before = _chosen_before(results, bundle.digest) if device == "cpu" else None
     told = precision or before
-    chosen = choose_precision(device, Precision(told) if told else None)
+    chosen = Precision(told) if told else choose_precision(device, None)
     planner = partial(
         plan_slides,
         bundle=bundle,

@@ -111,5 +111,6 @@ def test_what_goes_wrong_changes_nothing_and_is_told(
     report_at_end(results, night.first_run)
     assert (
         f"The report could not be written: The disk\\nis full. The results are whole; "
-        f"`cvm-batch report {night.first_run}` tries again." in capsys.readouterr().err
+        f"`cvm-batch report {night.first_run} --results {results}` tries again."
+        in capsys.readouterr().err
     )
