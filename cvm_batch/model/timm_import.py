@@ -1,7 +1,7 @@
 """timm without PyTorch's compiler, a third of all that a replica imports.
 
 torchvision and timm name three things of ``torch._dynamo`` as they are imported, and with it comes
-the whole compiler: 1.1 of 3 seconds (torch 2.15, torchvision 0.29, timm 1.0.29).
+the whole compiler: 1.1 of 3 seconds (torch 2.15, torchvision 0.29, timm 1.0.31).
 A stand-in has those three while they are imported, and is gone afterwards: ``torch.compile``
 finds the compiler itself.
 """
