@@ -30,8 +30,6 @@ class _Without(MetaPathFinder):
 
 
 class _Refusing(Loader):
-    def create_module(self, spec: ModuleSpec) -> NoReturn:
-        raise ModuleNotFoundError(f"This process does without {spec.name}.", name=spec.name)
-
     def exec_module(self, module: ModuleType) -> NoReturn:
-        raise NotImplementedError("no module is made")
+        name = module.__name__
+        raise ModuleNotFoundError(f"This process does without {name}.", name=name)

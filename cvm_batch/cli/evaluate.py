@@ -112,7 +112,7 @@ def evaluate(
             f"{bundle.spec.name} was trained on most of these very cells. Its figures on those "
             "that were held back are in its MODEL_CARD.md."
         )
-    low, high = judged.evaluation.intervals()["accuracy"]
+    low, high = judged.evaluation.intervals_95["accuracy"]
     click.echo(f"95 % interval of the accuracy, over {judged.cells.grouped_by}s: {low} to {high}")
 
 

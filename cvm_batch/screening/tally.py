@@ -82,9 +82,7 @@ class PartTally:
     def fail(self, error: SlideError) -> None:
         """Give the part up; the first cause counts."""
         self.failure = self.failure or Failure.of(error)
-        self._rows.clear()
-        self._top_rows = None
-        self._top_tiles.clear()
+        self.forget()
 
     def note_unreadable(self, block: TileBlock) -> None:
         self._unreadable += int(len(block) - block.readable.sum())
@@ -177,7 +175,7 @@ class PartTally:
         )
 
     def forget(self) -> None:
-        """Let go of cells and tiles, once they are written and told."""
+        """Let go of cells and tiles: they are written and told, or of no use."""
         self._rows = []
         self._top_rows = None
         self._top_tiles = []

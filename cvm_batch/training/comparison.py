@@ -119,8 +119,8 @@ def trials(
             fold=fold,
         )
         for model, changed in recipes.items()
-        for fold in ([Fold(number, folds) for number in range(folds)] if folds else [None])
         for cells in (loaded.regrouped(changed.classes),)
+        for fold in ([Fold(number, folds) for number in range(folds)] if folds else [None])
         for digest in (plan_digest(cells, _split_of(changed, cells, fold)),)
         for seed in seeds
     ]

@@ -84,6 +84,11 @@ class Evaluation:
             for key, values, known in zip(keys, found.T, several, strict=True)
         }
 
+    @cached_property
+    def intervals_95(self) -> dict[str, list[float]]:
+        """`intervals`, drawn once: bundle, figures and page all tell them."""
+        return self.intervals()
+
     def calibration(self, bins: int = _BINS) -> list[dict[str, float]]:
         """Cells by the confidence of their class: mean confidence beside the share right."""
         confidence = self.probabilities.max(axis=1)
@@ -110,7 +115,7 @@ class Evaluation:
         return self.metrics.to_json() | {
             "cells": len(self.labels),
             "groups": len(set(self.groups)),
-            "intervals_95": self.intervals(),
+            "intervals_95": self.intervals_95,
             "calibration": self.calibration(),
             "calibration_error": round(self.calibration_error, 4),
         }

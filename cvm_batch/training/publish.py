@@ -175,7 +175,7 @@ def _groups(
     """The bundle's groups of classes, and the primary one."""
     own, cervical = dict(recipe.groups), cervical_groups(class_names)
     primary = next(iter(own), PRIMARY_GROUP if PRIMARY_GROUP in cervical else None)
-    return own | {group: cervical[group] for group in cervical if group not in own}, primary
+    return own | cervical | own, primary  # one of its own that is called as a cervical one stays
 
 
 def _data_json(cells: LabelledCells) -> Mapping[str, Any]:

@@ -166,9 +166,7 @@ def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         owner, _, name = path.strip().rpartition(".")
         if equals and owner in _MAPPINGS and name:
             members = tuple(member.strip() for member in text.split(",") if member.strip())
-            # The first group is the primary one: what is given here, in the order given.
-            given = changes.setdefault("", {}).setdefault(owner, {})
-            given[name] = members
+            changes.setdefault("", {}).setdefault(owner, {})[name] = members
             continue
         if not equals or owner not in ("", *_NESTED) or name not in _plain_fields(recipe, owner):
             raise UsageError(
@@ -180,8 +178,9 @@ def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         changes.setdefault(owner, {})[name] = _value(setting, kind, text.strip())
     plain = changes.setdefault("", {})
     for mapping in _MAPPINGS & plain.keys():
-        kept = {k: v for k, v in getattr(recipe, mapping).items() if k not in plain[mapping]}
-        plain[mapping] = {k: v for k, v in (plain[mapping] | kept).items() if v}
+        # What is given comes first, in the order given: the first group is the primary one.
+        merged = {**plain[mapping], **getattr(recipe, mapping), **plain[mapping]}
+        plain[mapping] = {name: members for name, members in merged.items() if members}
     try:
         nested = {
             owner: replace(parts[owner], **given) for owner, given in changes.items() if owner

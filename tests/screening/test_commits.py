@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +13,6 @@ from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import newest_rows
 from cvm_batch.screening.commits import Commits
 from tests.results.test_slides import row
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> ResultsFolder:
-    folder = ResultsFolder(tmp_path / "results")
-    folder.prepare()
-    return folder
 
 
 def committed(results: ResultsFolder) -> list[str]:
