@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from cvm_batch.model.precision import cpu_prefers_bf16
 from cvm_batch.model.preprocessing import Preprocessing
+from cvm_batch.training.detours import SlowInBf16
 from cvm_batch.training.recipe import Recipe
 
 #: Steps that run one by one before a graph is captured: cuDNN tries its algorithms, and the
@@ -45,6 +47,8 @@ class Stepper:
         that is something around it (DistributedDataParallel), which rules graphs out."""
         self.network = network
         self.autocasts = device.type == "cuda" or cpu_prefers_bf16()
+        on_cpu = self.autocasts and device.type == "cpu"
+        self._detours = SlowInBf16() if on_cpu else nullcontext()
         self._run = run or network
         self._recipe = recipe
         self._device = device
@@ -109,7 +113,7 @@ class Stepper:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         inputs = torch.addcmul(self._shift, images.float(), self._scale)
-        with self.autocast():
+        with self.autocast(), self._detours:
             logits = self._run(inputs.contiguous(memory_format=torch.channels_last))
         return functional.cross_entropy(
             logits.float(),
