@@ -6,7 +6,8 @@ JOB is the file that `cvm-batch train --workers` leaves in the training's folder
 must see that folder and the data under the same paths. Each runs the same loop with its share
 of every batch (`cvm_batch/training/loop.py`); the first one writes checkpoints, `epochs.jsonl`,
 and the network at the end. A worker or node that dies costs the epoch that was under way: Ray
-starts all of them again, and they take up the last sound checkpoint.
+starts all of them again, and they take up the last sound checkpoint. What would only happen again,
+as an image that does not decode, ends the training.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import CvmBatchError, RunAbortedError
 from cvm_batch.parent import end_with_parent
 from cvm_batch.training.claim import LOOP, claimed
-from cvm_batch.training.elsewhere import EPOCHS_FILE, TRAINED_FILE
+from cvm_batch.training.elsewhere import EPOCHS_FILE, REFUSAL_FILE, TRAINED_FILE
 from cvm_batch.training.loop import Epoch, train
 from cvm_batch.training.run import Job
 from cvm_batch.training.workers import Workers
@@ -45,6 +46,19 @@ _MOST_FAILURES = 5
 def _work(config: dict[str, Job]) -> None:
     """What each worker does."""
     job = config["job"]
+    refusal = job.folder / REFUSAL_FILE
+    if refusal.exists():  # before Ray started the workers anew, which it does whatever they raise
+        return
+    try:
+        _train_share(job)
+    except CvmBatchError as error:
+        building = job.folder / f".{REFUSAL_FILE}.{os.getpid()}.tmp"
+        building.write_bytes(pickle.dumps(error))
+        building.replace(refusal)
+        raise  # or the others would wait for this one
+
+
+def _train_share(job: Job) -> None:
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size())
     cells, split = job.read()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cvm_batch.errors import RunAbortedError
+from cvm_batch.errors import CvmBatchError, RunAbortedError
 from cvm_batch.jobfiles import job_file
 from cvm_batch.parent import environment_of_child
 from cvm_batch.training.datasets import LabelledCells
@@ -28,6 +28,8 @@ from cvm_batch.training.workers import Workers
 
 EPOCHS_FILE = "epochs.jsonl"
 TRAINED_FILE = "trained.pt"
+#: Why a worker refused the training: an error that further tries would only meet again.
+REFUSAL_FILE = "refusal.pickle"
 _JOB_FILE = "job.pickle"
 _WATCH_SECONDS = 0.5
 
@@ -45,10 +47,11 @@ class OnRay:
     def __call__(
         self, job: Job, cells: LabelledCells, split: Split, on_epoch: Callable[[Epoch], None]
     ) -> Trained:
-        """Raises UsageError where batches do not come out even, RunAbortedError where the
-        workers fail for good."""
+        """Raises UsageError where batches do not come out even, what a worker raised of our own
+        errors, and RunAbortedError where the workers fail for good."""
         Workers(count=self.workers).check(job.recipe)
-        (job.folder / TRAINED_FILE).unlink(missing_ok=True)
+        for name in (TRAINED_FILE, REFUSAL_FILE):
+            (job.folder / name).unlink(missing_ok=True)
         (job.folder / _JOB_FILE).write_bytes(pickle.dumps(job))
         over = threading.Event()
         watcher = threading.Thread(
@@ -67,6 +70,10 @@ class OnRay:
         finally:
             over.set()
             watcher.join()
+        refusal = job.folder / REFUSAL_FILE
+        if refusal.is_file():
+            error: CvmBatchError = pickle.loads(refusal.read_bytes())  # noqa: S301 - our own job's
+            raise error
         if code:
             raise RunAbortedError(
                 f"The training's job ended with exit code {code}; what it said is above. The "

@@ -5,6 +5,7 @@ Shapes: n cells, c classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,8 @@ class Evaluation:
     class_names: tuple[str, ...]
     groups: tuple[str, ...]
     """[n], what is drawn as one when intervals are estimated: frames, cluster images."""
+    images_per_second: float | None = None
+    """In classifying them, each in all of its attitudes; None where that was not timed."""
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -118,6 +121,7 @@ class Evaluation:
             "intervals_95": self.intervals_95,
             "calibration": self.calibration(),
             "calibration_error": round(self.calibration_error, 4),
+            "images_per_second": self.images_per_second,
         }
 
 
@@ -136,6 +140,7 @@ def evaluate(
     With ``flips``, each image in its four attitudes, the probabilities averaged.
     """
     attitudes = range(ATTITUDES if flips else 1)
+    started = time.perf_counter()
     with exact_fp32():
         found = [
             probabilities(
@@ -150,6 +155,7 @@ def evaluate(
         labels=labels,
         class_names=tuple(class_names),
         groups=tuple(groups),
+        images_per_second=round(len(images) / (time.perf_counter() - started), 1),
     )
 
 

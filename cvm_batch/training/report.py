@@ -60,6 +60,7 @@ def write_report(
     """Write the page to ``path``. ``sides`` are evaluations by name, the one that counts
     first, with the positions of their cells in ``cells``; ``epochs`` those of the training."""
     evaluation, positions = next(iter(sides.values()))
+    recipe = bundle.spec.provenance.get("recipe", {})
     network = bundle.network()
     images = load_images(cells, positions, bundle.spec.preprocessing, torch.device("cpu"))
     wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
@@ -70,14 +71,12 @@ def write_report(
         path,
         "report.html.j2",
         bundle=bundle,
-        recipe=bundle.spec.provenance.get("recipe", {}),
+        recipe=recipe,
         sides={name: side for name, (side, _) in sides.items()},
         split=how_split(bundle.spec.provenance) if epochs else None,
         first=next(iter(sides)),
         epochs=epochs,
-        paper=paper_figures(
-            bundle.spec.provenance.get("recipe", {}), evaluation.class_names, next(iter(sides))
-        ),
+        paper={name: paper_figures(recipe, evaluation.class_names, name) for name in sides},
         plots={
             "curves": curves(epochs) if epochs else None,
             "confusion": confusion(evaluation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,9 +14,9 @@ import psutil
 import pytest
 import torch
 
-from cvm_batch.errors import RunAbortedError
+from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.training.datasets import load_cells
-from cvm_batch.training.elsewhere import OnRay
+from cvm_batch.training.elsewhere import REFUSAL_FILE, OnRay
 from cvm_batch.training.loop import Epoch, Trained, train
 from cvm_batch.training.planning import plan_digest
 from cvm_batch.training.recipe import Recipe
@@ -44,10 +45,10 @@ def on_ray(job: Job, killer: threading.Thread | None = None) -> tuple[Trained, l
 def test_two_workers_learn_as_one_that_accumulates(
     tmp_path: Path, data: Path, tiny_recipe: Recipe
 ) -> None:
-    recipe = replace(tiny_recipe, epochs=3, batch_size=24)
+    recipe = replace(tiny_recipe, epochs=7, batch_size=24)  # of three steps each
     job = job_of(data, recipe, tmp_path / "tiny-0123")
     trained, seen = on_ray(job)
-    assert seen == [1, 2, 3]
+    assert seen == [1, 2, 3, 4, 5, 6, 7]
     assert trained.device == "cpu x 2"
     cells, split = job.read()
     alone = train(replace(recipe, accumulate=2), cells, split, device=CPU)
@@ -115,3 +116,28 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path, data: Path, tiny_reci
     assert [e.seconds for e in trained.epochs[: len(before["epochs"])]] == [
         epoch["seconds"] for epoch in before["epochs"]
     ]
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
+def test_what_would_only_happen_again_is_tried_once(
+    tmp_path: Path, data: Path, tiny_recipe: Recipe
+) -> None:
+    job = job_of(
+        data, replace(tiny_recipe, batch_size=24, learning_rate=1e30), tmp_path / "tiny-0123"
+    )
+    with pytest.raises(RunAbortedError, match="training went astray") as raised:
+        on_ray(job)
+    assert "exit code" not in str(raised.value)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
+def test_a_refused_training_may_be_given_again(
+    tmp_path: Path, data: Path, tiny_recipe: Recipe
+) -> None:
+    job = job_of(data, replace(tiny_recipe, batch_size=24), tmp_path / "tiny-0123")
+    (job.folder / REFUSAL_FILE).write_bytes(pickle.dumps(DataSetError("of an earlier try")))
+    trained, _ = on_ray(job)
+    assert trained.epochs
+    assert not (job.folder / REFUSAL_FILE).exists()

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from cvm_batch.cli.evaluate import evaluate as command
 from cvm_batch.errors import DataSetError
 from cvm_batch.model.bundle import Bundle, load_bundle, reference_probabilities
+from cvm_batch.model.classes import CVM_CERVIX_CLASSES
 from cvm_batch.training.datasets import load_cells
 from cvm_batch.training.judging import judge
 from cvm_batch.training.paper import paper_figures
@@ -193,6 +194,10 @@ def test_the_papers_figures_stand_beside_its_own_classes_only(
     found = paper_figures(herlev, ("Abnormal", "Normal"), "test")
     assert found is not None
     assert found.accuracy == 0.9235
+    validation = paper_figures(herlev, ("Abnormal", "Normal"), "validation")
+    assert validation is not None
+    assert validation.accuracy == 0.9672
+    assert paper_figures({"name": "paper-combined11-4x"}, CVM_CERVIX_CLASSES, "validation") is None
     assert paper_figures(herlev, ("Abnormal", "Normal"), "all cells") is None
     assert paper_figures(herlev, ("Odd", "Normal"), "test") is None
     assert paper_figures({"name": "smoke"}, ("Abnormal", "Normal"), "test") is None
@@ -204,3 +209,14 @@ def test_the_papers_figures_stand_beside_its_own_classes_only(
     sides = {"test": (judged.evaluation, judged.positions)}
     write_report(page, replace(bundle, spec=spec), sides, judged.cells)
     assert "the paper's CVM-Cervix" not in page.read_text()
+
+    two = replace(
+        judged.evaluation,
+        class_names=("Abnormal", "Normal"),
+        probabilities=judged.evaluation.probabilities[:, :2],
+        labels=judged.evaluation.labels % 2,
+    )
+    sides = {"test": (two, judged.positions), "validation": (two, judged.positions)}
+    write_report(page, replace(bundle, spec=spec), sides, judged.cells)
+    told = re.findall(r"(\w+): the paper's CVM-Cervix.*?<td>([\d.]+)</td>", page.read_text())
+    assert told == [("test", "92.35"), ("validation", "96.72")]
