@@ -81,6 +81,9 @@ class Recipe:
     warmup: float = 0.0
     """Share of all steps in which the learning rate rises linearly from zero."""
     schedule: Schedule = Schedule.CONSTANT
+    mixed_precision: bool = True
+    """Convolutions and matrix products in bf16, on devices that are faster in it; else all in
+    fp32."""
     clip_norm: float | None = None
     """Largest norm of the gradient, where it is clipped."""
     augmentation: Augmentation = Augmentation()

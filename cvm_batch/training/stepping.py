@@ -46,7 +46,8 @@ class Stepper:
         """``class_weights`` [c] of the loss. ``run`` is the network as it is called where
         that is something around it (DistributedDataParallel), which rules graphs out."""
         self.network = network
-        self.autocasts = device.type == "cuda" or cpu_prefers_bf16()
+        faster_in_bf16 = device.type == "cuda" or cpu_prefers_bf16()
+        self.autocasts = recipe.mixed_precision and faster_in_bf16
         on_cpu = self.autocasts and device.type == "cpu"
         self._detours = SlowInBf16() if on_cpu else nullcontext()
         self._run = run or network
