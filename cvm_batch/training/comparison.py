@@ -7,6 +7,7 @@ So an interrupted study goes on, and trials may run anywhere that sees OUT.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -39,6 +40,8 @@ from cvm_batch.training.stepping import probabilities
 #: What `--models all` means, in the order of Table 3.
 ALL = (*COMPARED, OURS)
 _TIMED_IMAGES = 64
+#: A file's name has room for 255 bytes, and a model changed in many ways has a long one.
+_MOST_OF_A_NAME = 150
 
 
 class Fold(NamedTuple):
@@ -65,6 +68,9 @@ class Trial:
     @property
     def path(self) -> Path:
         name = self.model.replace("/", "_")
+        if len(name) > _MOST_OF_A_NAME:
+            digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+            name = f"{name[:_MOST_OF_A_NAME]}-{digest}"
         identity = f"{self.recipe.fingerprint}-{self.data_digest[:8]}"
         fold = f"-fold{self.fold.number}of{self.fold.of}" if self.fold else ""
         return self.folder / "trials" / f"{name}-seed{self.recipe.seed}{fold}-{identity}.json"

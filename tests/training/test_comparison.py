@@ -225,6 +225,19 @@ def test_trials_of_another_recipe_are_other_files(data: Path, tmp_path: Path) ->
     assert one.found() is None
 
 
+def test_a_model_changed_in_many_ways_has_a_file(data: Path, tmp_path: Path) -> None:
+    """As an ablation does: its name alone has more bytes than a file's may have."""
+    fields = ("rotate=true", "zoom=0.15", "shift_px=2", "jitter=0.1", "vertical_flip=false")
+    words = "@".join(["cvm-cervix", *(f"augmentation.{field}" for field in fields)])
+    words += "@augmentation.quarter_turns=false@label_smoothing=0.01@weight_decay=0.01"
+    words += "@schedule=constant@warmup=0@ema_decay=none"
+    one, other = planned_here(data, tmp_path, words, f"{words}@clip_norm=1")
+    for trial in (one, other):
+        trial.path.parent.mkdir(exist_ok=True)
+        trial.path.write_text("{}")
+    assert len({path.name for path in one.path.parent.iterdir()}) == 2
+
+
 def test_a_cross_validation_is_one_row_of_all_cells(data: Path, tmp_path: Path) -> None:
     """10 frames in 3 folds: each of the 120 cells is a test cell once."""
     out = tmp_path / "study"
