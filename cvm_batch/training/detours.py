@@ -6,13 +6,16 @@ convolutions with a stride take four times as long in bf16, attention three time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+#: Its parameters, in order.
+_OF_CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 class SlowInBf16(TorchFunctionMode):
@@ -26,17 +29,20 @@ class SlowInBf16(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if not _is_slow(func, args):
+        if not _is_slow(func, args, named):
             return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
-            return func(*map(_in_fp32, args), **named)
+            return func(
+                *map(_in_fp32, args), **{name: _in_fp32(value) for name, value in named.items()}
+            )
 
 
-def _is_slow(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def _is_slow(func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
     if func is functional.conv2d:
-        # As `nn.Conv2d` calls it: input, weight, bias, stride, padding, dilation, groups.
-        stride, groups = args[3], args[6]
-        return bool(groups > 1 and max(stride) > 1)
+        given = {**dict(zip(_OF_CONV2D, args, strict=False)), **named}
+        stride = given.get("stride", 1)
+        strided = (stride if isinstance(stride, int) else max(stride)) > 1
+        return bool(strided and given.get("groups", 1) > 1)
     return func is functional.scaled_dot_product_attention
 
 

@@ -44,6 +44,18 @@ def test_convolutions(layer: nn.Conv2d, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
 
 
+def test_convolutions_without_a_layer() -> None:
+    """As timm's blurring pools call it."""
+    kernels = torch.ones(8, 1, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16), SlowInBf16():
+        strided = functional.conv2d(IMAGES, kernels, stride=2, groups=8)
+        named = functional.conv2d(input=IMAGES.bfloat16(), weight=kernels, stride=(2, 2), groups=8)
+        plain = functional.conv2d(IMAGES, torch.ones(4, 8, 3, 3))
+    assert torch.equal(strided, functional.conv2d(IMAGES, kernels, stride=2, groups=8))
+    assert named.dtype == torch.float32
+    assert plain.dtype == torch.bfloat16
+
+
 def test_attention() -> None:
     query, key, value = torch.randn(
         3, 1, 2, 5, 4, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0)
