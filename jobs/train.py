@@ -18,6 +18,8 @@ import pickle
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import click
 
@@ -28,6 +30,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
 from cvm_batch.cpus import usable_cpus
@@ -43,19 +46,25 @@ from cvm_batch.training.workers import Workers
 _MOST_FAILURES = 5
 
 
-def _work(config: dict[str, Job]) -> None:
+def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
-    job = config["job"]
-    refusal = job.folder / REFUSAL_FILE
-    if refusal.exists():  # before Ray started the workers anew, which it does whatever they raise
+    refusal: Path = config["refusal"]
+    # Left before Ray started the workers anew, which it does whatever they raise. One looks for
+    # all, since a shared folder need not show the same everywhere.
+    if broadcast_from_rank_zero(refusal.exists()):
         return
     try:
-        _train_share(job)
+        _train_share(config["job"])
     except CvmBatchError as error:
-        building = job.folder / f".{REFUSAL_FILE}.{os.getpid()}.tmp"
-        building.write_bytes(pickle.dumps(error))
-        building.replace(refusal)
+        if not isinstance(error.__cause__, OSError):  # a store's errors may pass
+            _leave(refusal, error)
         raise  # or the others would wait for this one
+
+
+def _leave(refusal: Path, error: CvmBatchError) -> None:
+    building = refusal.with_name(f".{refusal.name}.{uuid4().hex}.tmp")
+    building.write_bytes(pickle.dumps(error))
+    building.replace(refusal)
 
 
 def _train_share(job: Job) -> None:
@@ -107,9 +116,11 @@ def _train(described: Job, workers: int, gpus: bool, address: str | None) -> Non
     # With its dashboard, whose API Ray Train asks for the state of its controller.
     ray.init(address=address or "local", log_to_driver=True, **count)
     _check_room(workers, gpus, address)
+    # Of this start alone: what an earlier one left says nothing.
+    refusal = described.folder / f".{uuid4().hex}.{REFUSAL_FILE}"
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": described},
+        train_loop_config={"job": described, "refusal": refusal},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=RunConfig(
             # The folder's name carries the fingerprint, so that nothing else is resumed.
@@ -121,7 +132,12 @@ def _train(described: Job, workers: int, gpus: bool, address: str | None) -> Non
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunAbortedError(f"The workers failed for good: {error}") from error
+        if not refusal.exists():
+            raise RunAbortedError(f"The workers failed for good: {error}") from error
+    if refusal.exists():
+        refused: CvmBatchError = pickle.loads(refusal.read_bytes())  # noqa: S301 - our worker's
+        refusal.replace(described.folder / REFUSAL_FILE)  # for whoever started this job
+        raise refused
 
 
 def _check_room(workers: int, gpus: bool, address: str | None) -> None:

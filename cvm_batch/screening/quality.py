@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from cvm_batch.tiles import Tiles
 
-#: Every eighth row is enough for a mean over a slide, and an eighth of the time.
-_ROW_STEP = 8
+#: Every seventh row is enough for a mean over a slide, and a seventh of the time. Not every
+#: eighth: tiles that are cut where JPEG's blocks begin would show one row of these alone.
+_ROW_STEP = 7
 _GREEN = 1
 
 

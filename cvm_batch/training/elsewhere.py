@@ -28,7 +28,7 @@ from cvm_batch.training.workers import Workers
 
 EPOCHS_FILE = "epochs.jsonl"
 TRAINED_FILE = "trained.pt"
-#: Why a worker refused the training: an error that further tries would only meet again.
+#: An error of a worker that further tries would only meet again.
 REFUSAL_FILE = "refusal.pickle"
 _JOB_FILE = "job.pickle"
 _WATCH_SECONDS = 0.5
@@ -73,6 +73,7 @@ class OnRay:
         refusal = job.folder / REFUSAL_FILE
         if refusal.is_file():
             error: CvmBatchError = pickle.loads(refusal.read_bytes())  # noqa: S301 - our own job's
+            refusal.unlink()
             raise error
         if code:
             raise RunAbortedError(

@@ -121,7 +121,6 @@ class Evaluation:
             "intervals_95": self.intervals_95,
             "calibration": self.calibration(),
             "calibration_error": round(self.calibration_error, 4),
-            "images_per_second": self.images_per_second,
         }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from cvm_batch.errors import DataSetError, RunAbortedError
 from cvm_batch.model.engine import default_device
+from cvm_batch.model.precision import exact_fp32
 from cvm_batch.training.augment import ATTITUDES, augment, in_attitudes
 from cvm_batch.training.checkpoints import Checkpoints
 from cvm_batch.training.datasets import LabelledCells
@@ -99,7 +101,8 @@ def train(
     """
     workers.check(recipe)
     device = device or default_device()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    exactly = nullcontext() if recipe.mixed_precision else exact_fp32()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), exactly:
         torch.manual_seed(recipe.seed)
         loop = _Loop(recipe, cells, split, device, workers, pretrained)
         epochs = loop.resume(checkpoints) if checkpoints else []

@@ -122,14 +122,23 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path, data: Path, tiny_reci
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_what_would_only_happen_again_is_tried_once(
-    tmp_path: Path, data: Path, tiny_recipe: Recipe
+    tmp_path: Path,
+    data: Path,
+    tiny_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
     job = job_of(
         data, replace(tiny_recipe, batch_size=24, learning_rate=1e30), tmp_path / "tiny-0123"
     )
     with pytest.raises(RunAbortedError, match="training went astray") as raised:
         on_ray(job)
     assert "exit code" not in str(raised.value)
+    # Ray starts the workers a second time, and they end at once.
+    told = capfd.readouterr()
+    assert (told.out + told.err).count("Attempting to start training worker group") == 2
+    assert not [path.name for path in job.folder.iterdir() if REFUSAL_FILE in path.name]
 
 
 @pytest.mark.campaign
