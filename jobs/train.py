@@ -62,7 +62,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _leave(refusal: Path, error: CvmBatchError) -> None:
-    building = refusal.with_name(f".{refusal.name}.{uuid4().hex}.tmp")
+    building = refusal.with_suffix(f".{uuid4().hex}.tmp")
     building.write_bytes(pickle.dumps(error))
     building.replace(refusal)
 

@@ -48,8 +48,8 @@ class Stepper:
         self.network = network
         faster_in_bf16 = device.type == "cuda" or cpu_prefers_bf16()
         self.autocasts = recipe.mixed_precision and faster_in_bf16
-        on_cpu = self.autocasts and device.type == "cpu"
-        self._detours = SlowInBf16() if on_cpu else nullcontext()
+        detours = self.autocasts and device.type == "cpu"
+        self._detours = SlowInBf16() if detours else nullcontext()
         self._run = run or network
         self._recipe = recipe
         self._device = device
