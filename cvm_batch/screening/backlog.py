@@ -35,12 +35,14 @@ class Backlog:
         self._slides: dict[int, _Fresh] = {}
         # Not worth starting as things were: they count for nothing until `reconsider`.
         self._aside: set[int] = set()
+        # Not to be handed out until `let_go`.
+        self._on_hold: set[int] = set()
         # Holds what was dropped or has got another turn as well; the top is always true.
         self._turns: list[tuple[int, int, int]] = []
 
     def __len__(self) -> int:
         """Slides of which there is something to hand out."""
-        return len(self._slides) - len(self._aside)
+        return len(self._slides) - len(self._aside) - len(self._on_hold)
 
     def add(self, slide: SlideSource, tiles: int, priority: int = 0) -> None:
         self._slides[slide.number] = fresh = _Fresh(slide, tiles, priority)
@@ -59,7 +61,20 @@ class Backlog:
         fresh = self._slides.pop(number, None)
         if fresh is not None:
             self._aside.discard(number)
+            self._on_hold.discard(number)
             self.tiles -= fresh.tiles - fresh.next_tile
+
+    def hold(self, number: int) -> None:
+        """Hand out nothing more of a slide for now."""
+        if number in self._slides:
+            self._aside.discard(number)
+            self._on_hold.add(number)
+
+    def let_go(self, number: int) -> None:
+        """Go on with a slide that was on hold."""
+        if number in self._on_hold:
+            self._on_hold.remove(number)
+            heapq.heappush(self._turns, self._slides[number].turn)
 
     @property
     def urgency(self) -> int | None:
@@ -103,7 +118,9 @@ class Backlog:
         return None
 
     def _stands(self, fresh: _Fresh) -> bool:
-        return fresh.turn == self._turns[0] and fresh.slide.number not in self._aside
+        number = fresh.slide.number
+        out = number in self._aside or number in self._on_hold
+        return fresh.turn == self._turns[0] and not out
 
     def _cut(self, fresh: _Fresh, room: int) -> Part:
         start, stop = fresh.next_tile, fresh.next_tile + room

@@ -13,8 +13,13 @@ _NODES_SUSPICIOUS = 2
 
 
 def risks_its_node(part: Part) -> bool:
-    """Whether it may be what takes nodes down: two such must not share one."""
+    """Whether it may be what takes nodes down: it must have one to itself."""
     return part.nodes >= _NODES_SUSPICIOUS
+
+
+def runs_alone(part: Part) -> bool:
+    """Whether what it has been through is reason enough, however its last attempt ended."""
+    return bool(part.deaths) or risks_its_node(part)
 
 
 def after_loss(part: Part, loss: Loss, *, alone: bool) -> Part:
@@ -40,9 +45,9 @@ def verdict(
     if alone and again.nodes >= policy.max_nodes:
         return Failure(
             Reason.REPLICA_LOST,
-            f"{again.nodes} nodes went away while they read this slide, the last of them with "
-            f"nothing else on the replica: {detail}. Look at the slide's files and at the "
-            "nodes' memory; a further submit tries again.",
+            f"{again.nodes} nodes went away while they read this slide, the last "
+            f"{again.nodes - _NODES_SUSPICIOUS} of them with nothing else on the node: {detail}. "
+            "Look at the slide's files and at the nodes' memory; a further submit tries again.",
         )
     if again.deaths < policy.max_attempts:
         return None

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 
 from cvm_batch.errors import Reason
 from cvm_batch.screening.backlog import Backlog
-from cvm_batch.screening.blame import after_loss, risks_its_node, suspected, verdict
+from cvm_batch.screening.blame import after_loss, risks_its_node, runs_alone, suspected, verdict
 from cvm_batch.screening.ledger import Ledger
 from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.serving import Serving, Speeds
+from cvm_batch.screening.suspects import Suspects
 from cvm_batch.screening.trust import Standing, Trust
 from cvm_batch.screening.waiting import PartQueue, Waiting
 from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
@@ -63,12 +64,7 @@ class Dispatcher:
         self._retries: list[_Retry] = []
         # Retries that have waited long enough, and what was lost through no fault of its own.
         self._due = PartQueue(self.ledger, self._priorities)
-        # Their replica died: they must not take neighbours with them again.
-        self._suspects = PartQueue(self.ledger, self._priorities)
-        # Replicas that run suspects, or run empty for one.
-        self._reserved: set[int] = set()
-        # Nodes on which a suspect runs that may take its node down, by replica.
-        self._risky: dict[int, str] = {}
+        self._suspects = Suspects(policy, self.ledger, self._priorities, self._trust)
         self._slow_when_aside: float | None = None
         self._numbers = itertools.count()
         self._ended = 0
@@ -109,8 +105,9 @@ class Dispatcher:
 
     def add_replica(self, replica: int, now: float = 0.0, node: str = "") -> None:
         """``node``: the machine that it runs on."""
-        self._replicas[replica] = Serving(last_sign=now)
+        self._replicas[replica] = state = Serving(last_sign=now)
         self._trust.add(replica, node)
+        self._suspects.add(replica, state)
         self.reconsider()
         self._hungry[replica] = None
 
@@ -132,15 +129,16 @@ class Dispatcher:
         standing = self._trust.standing(replica, now)
         limit = self._limit(state, now)
         if standing is Standing.SUSPENDED or limit <= 0:
+            self._suspects.release(replica)
+            return None
+        if self._suspects.bars(replica):
             return None
         self._wake_retries(now)
         if standing is Standing.PROBE:
             if state.held:
                 return None
             parts = self._probe(replica, state, limit, now)
-        elif self._runs_suspects(replica, limit):
-            if state.held:
-                return None  # let the replica run empty, so that the suspect is alone on it
+        elif self._suspects.claim(replica, limit, self._urgency()):
             parts = self._alone(replica, state)
         else:
             parts = self._take(replica, self._lease_tiles(state), limit, now)
@@ -160,14 +158,13 @@ class Dispatcher:
         # Failures come fast, from a replica that cannot read: that is no speed.
         state.answer(opened.lease, counted, now, self._policy.lease_seconds / 2)
         self._leased_tiles -= opened.lease.tiles
-        self._risky.pop(replica, None)
         if state.settled and state.tiles_per_second:
             self._speeds.note(replica, state.tiles_per_second)
         if not state.retired:
             self._hungry[replica] = None
         self._trust.judge(replica, outcomes, now)
         if replica not in self._trust.usable:
-            self._reserved.discard(replica)
+            self._suspects.release(replica)
         if self._slow_when_aside is not None and self._speed() > _FASTER * self._slow_when_aside:
             self.reconsider()
         return [
@@ -197,7 +194,7 @@ class Dispatcher:
         """Hand it nothing more: it is being ended, and `replica_lost` follows."""
         self._replicas[replica].retired = True
         self._hungry.pop(replica, None)
-        self._reserved.discard(replica)
+        self._suspects.release(replica)
 
     def newly_suspended(self) -> list[tuple[int, float]]:
         """Replicas that failed all, since the last call, and how many seconds each rests."""
@@ -211,11 +208,10 @@ class Dispatcher:
         nothing; neither is what was lost with its node, the first time.
         """
         state = self._replicas.pop(replica)
+        self._suspects.remove(replica)
         self._trust.remove(replica)
         self._speeds.drop(replica)
         self._hungry.pop(replica, None)
-        self._reserved.discard(replica)
-        self._risky.pop(replica, None)
         self._leased_tiles -= state.leased_tiles
         lost = [part for number in state.held for part in self._leases.pop(number).lease.parts]
         ended = []
@@ -227,6 +223,8 @@ class Dispatcher:
                 ended.append(part.slide.number)
                 continue
             self.ledger.open(again)
+            if risks_its_node(again):
+                self.backlog.hold(again.slide.number)
             doubted = suspected(again, loss, alone=state.alone)
             (self._suspects if doubted else self._due).push(again)
         return ended
@@ -254,6 +252,8 @@ class Dispatcher:
         if failure is None:
             ended = self.ledger.count(outcome)
             self._ended += ended
+            if risks_its_node(part):
+                self._trust_again(part.slide.number)
             return ended
         again = replace(
             part,
@@ -277,46 +277,28 @@ class Dispatcher:
             return again.errors == 1 and self._trust.another_node(again)
         return failure.reason is Reason.READ_ERROR
 
+    def _trust_again(self, number: int) -> None:
+        """A part in doubt came to something: the slide goes on, unless another is in doubt."""
+        if not any(map(risks_its_node, self.ledger.accounts[number].open.values())):
+            self.backlog.let_go(number)
+
     def _fail(self, part: Part, failure: Failure) -> None:
         number = part.slide.number
         self.ledger.fail(number, failure)
         self.backlog.drop(number)
         self._ended += 1
 
-    def _runs_suspects(self, replica: int, limit: float) -> bool:
-        """Whether this replica is for suspects: some are, and all where nothing else waits."""
-        suspect = self._suspects.first()
-        if suspect is None:
-            self._reserved.clear()
-            return False
-        if self._does_not_suit(suspect, replica, limit) or self._more_urgent_than(suspect):
-            self._reserved.discard(replica)
-            return False
-        usable = len(self._trust.usable)
-        if self.backlog or self._due:
-            usable = max(1, usable // self._policy.suspect_share)
-        if replica not in self._reserved and len(self._reserved) >= usable:
-            return False
-        self._reserved.add(replica)
-        return True
-
-    def _does_not_suit(self, suspect: Part, replica: int, limit: float) -> bool:
-        beside = risks_its_node(suspect) and self._trust.node_of(replica) in self._risky.values()
-        return len(suspect) > limit or beside
-
-    def _more_urgent_than(self, suspect: Part) -> bool:
-        priority = self._priorities[suspect.slide.number]
-        due, urgency = self._due.first(), self.backlog.urgency
-        return (due is not None and self._priorities[due.slide.number] > priority) or (
-            urgency is not None and urgency > priority
-        )
+    def _urgency(self) -> int | None:
+        """The highest priority of what waits and is no suspect; None where nothing does."""
+        due = self._due.first()
+        waiting = [] if due is None else [self._priorities[due.slide.number]]
+        fresh = self.backlog.urgency
+        return max([*waiting, *([] if fresh is None else [fresh])], default=None)
 
     def _alone(self, replica: int, state: Serving) -> list[Part]:
-        state.alone = True
-        suspect = self._suspects.pop().part
-        if risks_its_node(suspect):
-            self._risky[replica] = self._trust.node_of(replica)
-        return [suspect]
+        suspect = self._suspects.take(replica)
+        state.alone = suspect is not None
+        return [] if suspect is None else [suspect]
 
     def _probe(self, replica: int, state: Serving, limit: float, now: float) -> list[Part]:
         """One part for a replica in doubt: a fresh one by choice, which has its attempts left."""
@@ -324,13 +306,12 @@ class Dispatcher:
         skipped: list[Waiting] = []
         part = fresh or self._due_part(replica, limit, skipped)
         self._due.put_back(skipped)
-        suspect = self._suspects.first()
-        if not (part or suspect is None or self._does_not_suit(suspect, replica, limit)):
-            part = self._alone(replica, state)[0]
-        if part is None:
-            return []
-        self._trust.probes(replica)
-        return [part]
+        parts = [part] if part else []
+        if not parts and self._suspects.claim(replica, limit, self._urgency()):
+            parts = self._alone(replica, state)
+        if parts:
+            self._trust.probes(replica)
+        return parts
 
     def _take(self, replica: int, room: int, limit: float, now: float) -> list[Part]:
         """Parts for a lease of about ``room`` tiles, ``limit`` at most: such as have been tried
@@ -367,7 +348,8 @@ class Dispatcher:
 
     def _wake_retries(self, now: float) -> None:
         while self._retries and self._retries[0].not_before <= now:
-            self._due.push(heapq.heappop(self._retries).part)
+            part = heapq.heappop(self._retries).part
+            (self._suspects if runs_alone(part) else self._due).push(part)
 
     def _lease_tiles(self, state: Serving) -> int:
         """Whole batches for ``lease_seconds``; fewer near the end, so that none idles long."""

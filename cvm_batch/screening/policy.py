@@ -19,7 +19,7 @@ class LeasePolicy:
     max_attempts: int = 3
     """Errors that may pass, and replicas killed alone, that one part is allowed."""
     max_nodes: int = 5
-    """Nodes that may go away under one part. From the second on it runs alone."""
+    """Nodes that may go away under one part. From the second on it has its node to itself."""
     backoff_seconds: float = 1.0
     """Wait before the second attempt; doubled before each further one."""
     patience_seconds: float = 120.0

@@ -14,13 +14,14 @@ from cvm_batch.screening.work import Part
 class Waiting(NamedTuple):
     """A place in the queue. Numbers are given once, so that parts are never compared."""
 
-    turn: int
+    turn: tuple[int, int]
     number: int
     part: Part
 
 
 class PartQueue:
-    """Parts by the priority of their slide, then in the order in which they came.
+    """Parts by the priority of their slide, those that have cost most replicas and nodes first:
+    the sooner one is charged, the fewer it takes with it. Then in the order in which they came.
 
     What has been superseded, or belongs to a slide that has ended, is left out by itself.
     """
@@ -63,5 +64,5 @@ class PartQueue:
         """What `first` told."""
         return heapq.heappop(self._heap)
 
-    def _turn(self, part: Part) -> int:
-        return -self._priorities[part.slide.number]
+    def _turn(self, part: Part) -> tuple[int, int]:
+        return -self._priorities[part.slide.number], -(part.deaths + part.nodes)

@@ -239,18 +239,97 @@ def test_a_slide_that_takes_nodes_down_fails_and_its_neighbours_are_complete() -
     assert "5 nodes went away" in failure.detail
 
 
-def test_suspects_that_may_take_their_node_down_do_not_share_one() -> None:
-    made = dispatcher(8, 8, policy=replace(POLICY, suspect_share=1))
+def with_node_suspects(*tiles: int, policy: LeasePolicy = POLICY) -> Dispatcher:
+    """What two leases hold has lost two nodes; replicas 2 and 3 are on one node."""
+    made = dispatcher(*tiles, policy=policy)
     for replica in (1, 2):
         lease_for(made, replica - 1, 1.0)
         lease_for(made, replica - 1, 1.0)
         made.replica_lost(replica - 1, Loss.NODE_LOST, "no answer", 1.0)
         made.add_replica(replica, 1.0, "left")
     made.add_replica(3, 1.0, "left")
+    return made
+
+
+def test_suspects_that_may_take_their_node_down_do_not_share_one() -> None:
+    made = with_node_suspects(8, 8, policy=replace(POLICY, suspect_share=1))
     made.add_replica(4, 1.0, "right")
-    assert len(lease_for(made, 2, 1.0).parts) == 1
+    suspect = lease_for(made, 2, 1.0)
+    assert [part.nodes for part in suspect.parts] == [2]
     assert made.next_lease(3, 1.0) is None
-    assert len(lease_for(made, 4, 1.0).parts) == 1
+    assert [part.nodes for part in lease_for(made, 4, 1.0).parts] == [2]
+    made.lease_done(suspect.number, outcomes(suspect), 2.0)
+    assert made.next_lease(2, 2.0) is None
+    assert made.next_lease(3, 2.0) is None, "nothing is left"
+
+
+def test_a_node_runs_empty_before_what_may_take_it_down_and_nothing_runs_beside_it() -> None:
+    made = with_node_suspects(*[4] * 50, policy=replace(POLICY, suspect_share=2))
+    made.set_priority(49, 1)
+    urgent = lease_for(made, 3, 1.0)
+    assert {part.slide.number for part in urgent.parts} >= {49}
+    made.add_replica(4, 1.0, "right")
+    assert made.next_lease(2, 1.0) is None, "its neighbour still runs something"
+    assert made.next_lease(3, 1.0) is None, "which gets nothing more"
+    on_the_other = lease_for(made, 4, 1.0)
+    assert {part.nodes for part in on_the_other.parts} == {0}, "one node of two works on"
+    made.lease_done(urgent.number, outcomes(urgent), 2.0)
+    suspect = lease_for(made, 2, 2.0)
+    assert [part.nodes for part in suspect.parts] == [2]
+    assert made.next_lease(3, 2.0) is None
+
+
+def test_a_busy_neighbour_is_waited_for_and_let_go_on_afterwards() -> None:
+    made = with_node_suspects(*[32] * 8, policy=replace(POLICY, suspect_share=1))
+    made.replica_lost(3, Loss.PREEMPTED, "spot", 1.0)
+    alone = lease_for(made, 2, 1.0)
+    made.add_replica(5, 1.0, "left")
+    assert made.next_lease(5, 1.0) is None, "it came up while a suspect runs on its node"
+    made.lease_done(alone.number, outcomes(alone), 2.0)
+    held = []
+    while not made.done:
+        for replica in (5, 2):
+            if (lease := made.next_lease(replica, 3.0)) is not None:
+                held.append(lease)
+                together = [part.nodes for each in held for part in each.parts]
+                assert max(together) < 2 or len(together) == 1
+        oldest = held.pop(0)
+        made.lease_done(oldest.number, outcomes(oldest), 4.0)
+
+
+def test_a_node_is_free_again_once_the_replica_that_it_was_kept_for_is_gone() -> None:
+    made = with_node_suspects(8, 8)
+    lease_for(made, 2, 1.0)
+    assert made.next_lease(3, 1.0) is None
+    made.replica_lost(2, Loss.DIED, "killed", 2.0)
+    again = lease_for(made, 3, 2.0)
+    assert [part.deaths for part in again.parts] == [1], "what has cost most goes first"
+
+
+def test_the_rest_of_a_slide_waits_while_a_part_of_it_may_take_nodes_down() -> None:
+    made = with_node_suspects(400, *[4] * 50)
+    made.add_replica(4, 1.0, "right")
+    for _ in range(2):
+        suspect = lease_for(made, 2, 1.0)
+        assert [(part.slide.number, part.nodes) for part in suspect.parts] == [(0, 2)]
+        beside = lease_for(made, 4, 1.0)
+        assert 0 not in {part.slide.number for part in beside.parts}
+        for lease in (suspect, beside):
+            made.lease_done(lease.number, outcomes(lease), 2.0)
+    assert {part.slide.number for part in lease_for(made, 4, 2.0).parts} == {0}, "all is well"
+
+
+def test_what_may_take_nodes_down_is_alone_also_after_an_error_that_may_pass() -> None:
+    made = with_node_suspects(8, 8)
+    alone = lease_for(made, 2, 1.0)
+    made.lease_done(alone.number, [failed(alone.parts[0], Reason.READ_ERROR)], 2.0)
+    made.add_replica(4, 2.0, "right")
+    other = lease_for(made, 4, 2.0)
+    assert other.parts[0].errors == 0
+    made.lease_done(other.number, outcomes(other), 3.0)
+    again = lease_for(made, 4, 10.0)
+    assert [(part.nodes, part.errors) for part in again.parts] == [(2, 1)]
+    assert made.next_lease(4, 10.0) is None
 
 
 def test_a_part_that_fails_is_tried_on_another_node() -> None:

@@ -88,6 +88,7 @@ class Played:
     drivers: int
     classified: Counter[int]
     left: int
+    nodes_lost: int
 
 
 def play(
@@ -120,7 +121,7 @@ def _play(
     classified: Counter[int] = Counter()
     deaths_alone: Counter[int] = Counter()
     failed_reads: set[int] = set()
-    events = drivers = 0
+    events = drivers = nodes_lost = 0
     until = began + hours * 3600 if hours is not None else None
     while True:
         done = {row.slide_id for row in visible}
@@ -148,6 +149,7 @@ def _play(
             continue
         finally:
             events += world.events
+            nodes_lost += world.nodes_lost
             for slide, tiles in world.classified.items():
                 classified[numbers[slide]] += tiles
             for slide, deaths in world.deaths_alone.items():
@@ -157,7 +159,7 @@ def _play(
         if asked.all_told or hours is not None:
             break
         late = 0  # what the run did not hear of is for the next submit
-    played = Played(visible, clock.now() - began, events, drivers, classified, 0)
+    played = Played(visible, clock.now() - began, events, drivers, classified, 0, nodes_lost)
     played.left = len(night.tiles) - len(visible)
     _judge(night, played, deaths_alone, failed_reads, deadline=hours is not None)
     return played

@@ -120,6 +120,23 @@ def test_a_slide_that_takes_nodes_down_is_found_out_among_others(seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_giant_slides_that_take_nodes_down_part_by_part_take_few(seed: int) -> None:
+    night = Night(tiles=[4_000] * 60, replicas=52, node_killers=frozenset({23, 31}))
+    played = play(night, seed)
+    assert not_complete(played.rows) == {
+        "slide-000023": "replica_lost",
+        "slide-000031": "replica_lost",
+    }
+    # Before its other parts were held back, and while suspects shared nodes: 67 to 142.
+    assert played.nodes_lost <= 4 * 13
+
+
+def test_no_harmless_slide_is_charged_for_nodes_that_others_took_down() -> None:
+    # Slide 16 of this night once lost its fifth node while it was alone on its replica only.
+    play_seed(56_632, most_slides=60)
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_a_node_that_cannot_read_costs_no_slide(seed: int) -> None:
     night = Night(tiles=[40] * 2_000, replicas=12, sick_nodes=frozenset({1}))
     played = play(night, seed)

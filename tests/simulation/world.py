@@ -143,7 +143,11 @@ class SimulatedExecutor:
         self.kill_driver_at: int | None = None
         """Number of the event before which the driver dies."""
         self.deaths_alone: Counter[int] = Counter()
-        """By slide: replicas that died or hung with nothing else on them."""
+        """By slide: replicas that died or hung with nothing else on them, and nodes that went
+        away with nothing else on them."""
+        self.nodes_lost = 0
+        self._alone_on: dict[str, tuple[float, bool]] = {}
+        """By node that went away: when, and whether all that ran on it was one part."""
         self.read_errors: Counter[tuple[int, int]] = Counter()
         """By slide and start of the part."""
         self.classified: Counter[int] = Counter()
@@ -168,9 +172,22 @@ class SimulatedExecutor:
         assert lease.parts, "an empty lease"
         assert all(len(part) > 0 for part in lease.parts), "an empty part"
         self.happenings += 1
+        self._check_who_runs_beside(state.node, lease)
         state.held.append(lease)
         if not state.hanging:
             self._run(replica, state, lease)
+
+    def _check_who_runs_beside(self, node: str, lease: Lease) -> None:
+        there = [
+            part
+            for beside in self._replicas.values()
+            if beside.node == node
+            for held in beside.held
+            for part in held.parts
+        ]
+        together = [*there, *lease.parts]
+        lonely = [part for part in together if part.nodes >= 2]
+        assert not lonely or len(together) == 1, f"{lonely} must have {node} to themselves"
 
     def wait(self, timeout: float) -> list[Event]:
         self.events += 1
@@ -332,10 +349,23 @@ class SimulatedExecutor:
     def _lose(self, replica: int, loss: Loss) -> None:
         state = self._replicas.pop(replica)
         self._lost.add(replica)
-        leases = state.held
-        if loss is not Loss.PREEMPTED and len(leases) == 1 and len(leases[0].parts) == 1:
-            self.deaths_alone[leases[0].parts[0].slide.number] += 1
+        parts = [part for lease in state.held for part in lease.parts]
+        alone = len(parts) == 1
+        if loss is Loss.NODE_LOST:
+            alone = self._had_its_node(state) and alone
+        if loss is not Loss.PREEMPTED and alone:
+            self.deaths_alone[parts[0].slide.number] += 1
         self._start_replica(delay=self._random.uniform(1, 30))
+
+    def _had_its_node(self, lost: _Replica) -> bool:
+        """Whether all that ran on a node was one part, when the first of its replicas went."""
+        now = self._clock.time
+        if self._alone_on.get(lost.node, (0.0, False))[0] != now:
+            there = [lost, *(r for r in self._replicas.values() if r.node == lost.node)]
+            parts = sum(len(lease.parts) for replica in there for lease in replica.held)
+            self._alone_on[lost.node] = now, parts == 1
+            self.nodes_lost += 1
+        return self._alone_on[lost.node][1]
 
     def _later(self, at: float, event: Event) -> None:
         heapq.heappush(self._events, (at, next(self._order), event))
