@@ -20,7 +20,7 @@ from cvm_batch.screening.blame import after_loss, risks_its_node, runs_alone, su
 from cvm_batch.screening.ledger import Ledger
 from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.serving import Serving, Speeds
-from cvm_batch.screening.suspects import Suspects
+from cvm_batch.screening.suspects import Suspects, Wait
 from cvm_batch.screening.trust import Standing, Trust
 from cvm_batch.screening.waiting import PartQueue, Waiting
 from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
@@ -128,20 +128,18 @@ class Dispatcher:
             return None
         standing = self._trust.standing(replica, now)
         limit = self._limit(state, now)
-        if standing is Standing.SUSPENDED or limit <= 0:
+        if standing is Standing.SUSPENDED or limit <= 0 or self._suspects.bars(replica):
             self._suspects.release(replica)
-            return None
-        if self._suspects.bars(replica):
             return None
         self._wake_retries(now)
         if standing is Standing.PROBE:
-            if state.held:
-                return None
-            parts = self._probe(replica, state, limit, now)
-        elif self._suspects.claim(replica, limit, self._urgency()):
-            parts = self._alone(replica, state)
+            parts = [] if state.held else self._probe(replica, state, limit, now)
         else:
-            parts = self._take(replica, self._lease_tiles(state), limit, now)
+            suspect = self._suspects.next_for(replica, limit, self._urgency())
+            if suspect is None:
+                parts = self._take(replica, self._lease_tiles(state), limit, now)
+            else:
+                parts = self._alone(state, suspect)
         return self._lease(replica, state, parts, now) if parts else None
 
     def lease_done(self, number: int, outcomes: Sequence[PartOutcome], now: float) -> list[int]:
@@ -194,7 +192,8 @@ class Dispatcher:
         """Hand it nothing more: it is being ended, and `replica_lost` follows."""
         self._replicas[replica].retired = True
         self._hungry.pop(replica, None)
-        self._suspects.release(replica)
+        if not self._replicas[replica].alone:  # else its node is kept until it is gone
+            self._suspects.release(replica)
 
     def newly_suspended(self) -> list[tuple[int, float]]:
         """Replicas that failed all, since the last call, and how many seconds each rests."""
@@ -253,7 +252,7 @@ class Dispatcher:
             ended = self.ledger.count(outcome)
             self._ended += ended
             if risks_its_node(part):
-                self._trust_again(part.slide.number)
+                self._let_go(part.slide.number)
             return ended
         again = replace(
             part,
@@ -277,8 +276,8 @@ class Dispatcher:
             return again.errors == 1 and self._trust.another_node(again)
         return failure.reason is Reason.READ_ERROR
 
-    def _trust_again(self, number: int) -> None:
-        """A part in doubt came to something: the slide goes on, unless another is in doubt."""
+    def _let_go(self, number: int) -> None:
+        """A part that risked its node came to something: the slide goes on, unless another does."""
         if not any(map(risks_its_node, self.ledger.accounts[number].open.values())):
             self.backlog.let_go(number)
 
@@ -290,15 +289,17 @@ class Dispatcher:
 
     def _urgency(self) -> int | None:
         """The highest priority of what waits and is no suspect; None where nothing does."""
-        due = self._due.first()
-        waiting = [] if due is None else [self._priorities[due.slide.number]]
-        fresh = self.backlog.urgency
-        return max([*waiting, *([] if fresh is None else [fresh])], default=None)
+        due, fresh = self._due.first(), self.backlog.urgency
+        if due is None:
+            return fresh
+        priority = self._priorities[due.slide.number]
+        return priority if fresh is None else max(priority, fresh)
 
-    def _alone(self, replica: int, state: Serving) -> list[Part]:
-        suspect = self._suspects.take(replica)
-        state.alone = suspect is not None
-        return [] if suspect is None else [suspect]
+    def _alone(self, state: Serving, suspect: Part | Wait | None) -> list[Part]:
+        if not isinstance(suspect, Part):
+            return []
+        state.alone = True
+        return [suspect]
 
     def _probe(self, replica: int, state: Serving, limit: float, now: float) -> list[Part]:
         """One part for a replica in doubt: a fresh one by choice, which has its attempts left."""
@@ -306,9 +307,11 @@ class Dispatcher:
         skipped: list[Waiting] = []
         part = fresh or self._due_part(replica, limit, skipped)
         self._due.put_back(skipped)
-        parts = [part] if part else []
-        if not parts and self._suspects.claim(replica, limit, self._urgency()):
-            parts = self._alone(replica, state)
+        if part is None:
+            parts = self._alone(state, self._suspects.next_for(replica, limit, self._urgency()))
+        else:
+            self._suspects.release(replica)
+            parts = [part]
         if parts:
             self._trust.probes(replica)
         return parts

@@ -74,6 +74,7 @@ class Driver:
         self.dispatcher: Dispatcher | None = None
         self._stopped = False
         self._listened_at = clock.now()
+        self._looked_at = clock.now()
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -88,8 +89,8 @@ class Driver:
     ) -> None:
         """Classify the plan's slides; see `cvm_batch.screening.run.run` for the arguments.
 
-        ``wishes``: what has been asked of the run since the last call. Raises CvmBatchError
-        where the run cannot go on.
+        ``report`` is called every half second and at the end. ``wishes``: what has been asked
+        of the run since the last call. Raises CvmBatchError where the run cannot go on.
         """
         self._end_unopened(self.plan)
         if not self.plan.slides:
@@ -100,7 +101,7 @@ class Driver:
             for event in self._executor.wait(_TICK_SECONDS):
                 self._handle(event)
             now = self._clock.now()
-            self._end_what_hangs(now)
+            self._excuse_silence(now)
             for wish in wishes():
                 self.grant(wish)
             if not self._stopped and (should_stop() or self._too_late(now)):
@@ -109,10 +110,15 @@ class Driver:
             if not self._stopped:
                 self._hand_out(now)
             if self._nothing_runs(now):
-                return
+                break
             self.commits.flush_if_due(now)
-            report(self._progress())
+            if now - self._looked_at >= _TICK_SECONDS:
+                # A look at every replica: after each answer it would cost more than the answers.
+                self._looked_at = now
+                self._end_what_hangs(now)
+                report(self._progress())
             self._check_that_somebody_serves(now)
+        report(self._progress())
 
     def grant(self, wish: Wish) -> None:
         """Do what is wished, from now on."""
@@ -160,16 +166,18 @@ class Driver:
         self._hand_out(now)
         return self.dispatcher.exhausted
 
-    def _end_what_hangs(self, now: float) -> None:
+    def _excuse_silence(self, now: float) -> None:
+        """After a turn in which this process was frozen, or waited for the results' store."""
         silent, self._listened_at = now - self._listened_at, now
+        if self.dispatcher is not None and silent > _PAUSE_SECONDS:
+            self.dispatcher.excuse(silent)
+
+    def _end_what_hangs(self, now: float) -> None:
         if self.dispatcher is None:
             return
-        # This process was frozen, or has waited for the results' store.
-        if silent > _PAUSE_SECONDS:
-            self.dispatcher.excuse(silent)
         for replica in self.dispatcher.overdue(now):
             detail = f"no sign of work, or none on one of its leases, in {self._patience:.0f} s"
-            self.dispatcher.retire(replica)  # at once: leases are handed out in this very turn
+            self.dispatcher.retire(replica)  # at once: its loss is told some turns later
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:

@@ -86,6 +86,8 @@ class Executor(Protocol):
     def wait(self, timeout: float) -> list[Event]:
         """What has happened, after at most ``timeout`` seconds.
 
+        Where a node has gone, all its replicas are told as lost at once: an idle one that was
+        not would be handed what has just lost that node, and that be charged for another.
         Raises CvmBatchError where no replica could do better: a bundle that fails its
         sentinels, results that cannot be written.
         """

@@ -145,10 +145,9 @@ class RayExecutor:
     def wait(self, timeout: float) -> list[Event]:
         self._ask_for_progress()
         self._follow_the_cluster()
-        events, self._lost_already = self._lost_already, []
         # Progress is no reason to wake up: it is taken along with what is.
         calls = [ref for ref, call in self._calls.items() if call.kind is not Kind.PROGRESS]
-        if events:
+        if self._lost_already:
             timeout = 0
         if calls:
             ray.wait(calls, num_returns=1, timeout=timeout)
@@ -157,6 +156,9 @@ class RayExecutor:
         answered, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.
         found = [self._event(ref) for ref in answered if ref in self._calls]
+        if any(isinstance(event, ReplicaLost) and event.loss is Loss.NODE_LOST for event in found):
+            self._drop_those_without_node(self._cluster.nodes())  # idle ones do not say so
+        events, self._lost_already = self._lost_already, []
         return events + [event for event in found if event is not None]
 
     def end(self, replica: int, detail: str) -> None:
@@ -227,17 +229,20 @@ class RayExecutor:
             return
         self._looked_at, self._wanted_at = now, math.inf
         nodes = self._cluster.nodes()
+        self._drop_those_without_node(nodes)
+        self._give_up_those_that_do_not_start(now)
+        self._move_those_without_room(nodes)
+        self._fill(nodes)
+        if self._cluster.address is not None and self._wanted is None:
+            self._ask_for_nodes(now)
+
+    def _drop_those_without_node(self, nodes: Sequence[Node]) -> None:
         names = {node.name for node in nodes}
         for replica, actor in list(self._actors.items()):
             if actor.share.node not in names:
                 self._remove(replica)
                 event = ReplicaLost(replica, "its node has left the cluster", Loss.NODE_LOST)
                 self._lost_already.append(event)
-        self._give_up_those_that_do_not_start(now)
-        self._move_those_without_room(nodes)
-        self._fill(nodes)
-        if self._cluster.address is not None and self._wanted is None:
-            self._ask_for_nodes(now)
 
     def _ask_for_nodes(self, now: float) -> None:
         """Ask a cluster that grows by itself for as many replicas again, once those that serve

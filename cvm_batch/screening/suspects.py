@@ -6,7 +6,9 @@ the node's other replicas run empty before it starts and get nothing until it ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from cvm_batch.screening.blame import risks_its_node
 from cvm_batch.screening.ledger import Ledger
@@ -17,34 +19,49 @@ from cvm_batch.screening.waiting import PartQueue
 from cvm_batch.screening.work import Part
 
 
+class Wait(Enum):
+    """What is told to a replica that is to run empty."""
+
+    UNTIL_ALONE = auto()
+
+
+@dataclass
+class _Lane:
+    """Suspects of one kind, and the places, replicas or nodes, that are kept for them."""
+
+    queue: PartQueue
+    kept: dict[int | str, int] = field(default_factory=dict)
+    """By place, the replica that is to run one there, or does."""
+
+    def release(self, place: int | str, replica: int) -> None:
+        if self.kept.get(place) == replica:
+            del self.kept[place]
+
+
 class Suspects:
-    """Which suspects wait, and which replicas and nodes are kept for them."""
+    """Which suspects wait, and what is kept for them."""
 
     def __init__(
         self, policy: LeasePolicy, ledger: Ledger, priorities: Sequence[int], trust: Trust
     ) -> None:
         self._policy = policy
+        self._priorities = priorities
         self._trust = trust
-        self._by_replica = PartQueue(ledger, priorities)
-        self._by_node = PartQueue(ledger, priorities)
-        # Replicas that run suspects, or run empty for one.
-        self._replicas: set[int] = set()
-        # Nodes that run one, or run empty for one, and the replica that it is for.
-        self._nodes: dict[str, int] = {}
+        self._by_replica = _Lane(PartQueue(ledger, priorities))
+        self._by_node = _Lane(PartQueue(ledger, priorities))
         # All that serve, by their node.
         self._serving: dict[str, dict[int, Serving]] = {}
-        self._priorities = priorities
 
     def __bool__(self) -> bool:
-        return bool(self._by_replica or self._by_node)
+        return bool(self._by_replica.queue or self._by_node.queue)
 
     def push(self, part: Part) -> None:
-        (self._by_node if risks_its_node(part) else self._by_replica).push(part)
+        (self._by_node if risks_its_node(part) else self._by_replica).queue.push(part)
 
     def resort(self) -> None:
         """Say so when priorities have changed."""
-        self._by_replica.resort()
-        self._by_node.resort()
+        self._by_replica.queue.resort()
+        self._by_node.queue.resort()
 
     def add(self, replica: int, state: Serving) -> None:
         self._serving.setdefault(self._trust.node_of(replica), {})[replica] = state
@@ -58,56 +75,68 @@ class Suspects:
 
     def release(self, replica: int) -> None:
         """It takes no suspects for now, and its node need not run empty for it."""
-        self._replicas.discard(replica)
-        node = self._trust.node_of(replica)
-        if self._nodes.get(node) == replica:
-            del self._nodes[node]
+        self._by_replica.release(replica, replica)
+        self._by_node.release(self._trust.node_of(replica), replica)
 
     def bars(self, replica: int) -> bool:
         """Whether its node is kept for a suspect that another replica is to run."""
-        return self._nodes.get(self._trust.node_of(replica), replica) != replica
+        return self._by_node.kept.get(self._trust.node_of(replica), replica) != replica
 
-    def claim(self, replica: int, limit: float, urgency: int | None) -> bool:
-        """Whether this replica is kept for a suspect now: nothing else may be handed to it.
+    def next_for(self, replica: int, limit: float, urgency: int | None) -> Part | Wait | None:
+        """The suspect that this replica, which nothing `bars`, is to run now; or None where it is
+        free for other work.
 
-        Ask `bars` first.
         ``limit``: tiles that it can take. ``urgency``: the highest priority among all other
         work that waits, or None where there is none.
         """
         node = self._trust.node_of(replica)
-        if not self._suits(self._by_node.first(), replica, limit, urgency):
-            self._nodes.pop(node, None)
-        elif node in self._nodes or len(self._nodes) < self._share(len(self._serving), urgency):
-            self._nodes[node] = replica
-            return True
-        if not self._suits(self._by_replica.first(), replica, limit, urgency):
-            self._replicas.discard(replica)
-            return False
-        if replica not in self._replicas:
-            if len(self._replicas) >= self._share(len(self._trust.usable), urgency):
-                return False
-            self._replicas.add(replica)
-        return True
+        beside = self._serving[node]
+        waits = self._by_replica.queue.first()
+        others = [] if waits is None else [self._priorities[waits.slide.number]]
+        above = max([*others, *([] if urgency is None else [urgency])], default=None)
+        found = self._offer(self._by_node, node, replica, limit, above, beside.values())
+        if found is None:
+            alone = [beside[replica]]
+            found = self._offer(self._by_replica, replica, replica, limit, urgency, alone)
+        return found
 
-    def take(self, replica: int) -> Part | None:
-        """The suspect that a claimed replica is kept for; None while it would not be alone."""
-        node = self._trust.node_of(replica)
-        replicas = self._serving[node]
-        if node in self._nodes:
-            busy = any(state.held for state in replicas.values())
-            return None if busy else self._by_node.pop().part
-        return None if replicas[replica].held else self._by_replica.pop().part
+    def _offer(
+        self,
+        lane: _Lane,
+        place: int | str,
+        replica: int,
+        limit: float,
+        urgency: int | None,
+        there: Iterable[Serving],
+    ) -> Part | Wait | None:
+        """Keep ``place``, where the replicas ``there`` are, if it may be and there is need."""
+        lane.release(place, replica)
+        if len(lane.kept) >= self._share(lane, urgency) or self._empty(lane) >= len(lane.queue):
+            return None
+        waiting = lane.queue.pop_first(lambda part: self._suits(part, replica, limit, urgency))
+        if waiting is None:
+            return None
+        lane.kept[place] = replica
+        if any(state.held for state in there):
+            lane.queue.put_back([waiting])
+            return Wait.UNTIL_ALONE
+        return waiting.part
 
-    def _suits(self, suspect: Part | None, replica: int, limit: float, urgency: int | None) -> bool:
+    def _share(self, lane: _Lane, urgency: int | None) -> int:
+        """Places that may be kept: all of them only where no other work waits."""
+        places = len(self._serving if lane is self._by_node else self._trust.usable)
+        return max(1, places if urgency is None else places // self._policy.suspect_share)
+
+    def _empty(self, lane: _Lane) -> int:
+        """Places that run empty, or have: no more than there are suspects to wait for it."""
+        return sum(
+            not self._serving[self._trust.node_of(replica)][replica].alone
+            for replica in lane.kept.values()
+        )
+
+    def _suits(self, suspect: Part, replica: int, limit: float, urgency: int | None) -> bool:
         return (
-            suspect is not None
-            and len(suspect) <= limit
+            len(suspect) <= limit
             and (urgency is None or urgency <= self._priorities[suspect.slide.number])
             and not self._trust.elsewhere(suspect, replica)
         )
-
-    def _share(self, all_of_them: int, urgency: int | None) -> int:
-        """Of so many, those that may be kept for suspects: all where nothing else waits."""
-        if urgency is None:
-            return max(1, all_of_them)
-        return max(1, all_of_them // self._policy.suspect_share)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from cvm_batch.screening.ledger import Ledger
 from cvm_batch.screening.work import Part
+
+#: Parts at the head that are looked at for one that suits.
+_MOST_SKIPPED = 8
 
 
 class Waiting(NamedTuple):
@@ -37,6 +40,10 @@ class PartQueue:
     def __bool__(self) -> bool:
         return self.first() is not None
 
+    def __len__(self) -> int:
+        """At most so many: what is to be left out may still be counted."""
+        return len(self._heap)
+
     def push(self, part: Part) -> None:
         heapq.heappush(self._heap, Waiting(self._turn(part), next(self._numbers), part))
 
@@ -63,6 +70,19 @@ class PartQueue:
     def pop(self) -> Waiting:
         """What `first` told."""
         return heapq.heappop(self._heap)
+
+    def pop_first(self, suits: Callable[[Part], bool]) -> Waiting | None:
+        """The first part that suits, if one of the first few does."""
+        skipped: list[Waiting] = []
+        found = None
+        while found is None and len(skipped) < _MOST_SKIPPED and self.first() is not None:
+            waiting = self.pop()
+            if suits(waiting.part):
+                found = waiting
+            else:
+                skipped.append(waiting)
+        self.put_back(skipped)
+        return found
 
     def _turn(self, part: Part) -> tuple[int, int]:
         return -self._priorities[part.slide.number], -(part.deaths + part.nodes)

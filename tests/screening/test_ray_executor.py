@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,18 +25,20 @@ from cvm_batch.errors import ExitCode, RunAbortedError, SentinelError, UsageErro
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
 from cvm_batch.model.precision import Precision
-from cvm_batch.results.layout import RunName
+from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.screening import ray_actor, ray_executor
-from cvm_batch.screening.executor import Event, Executor, ReplicaLost, ReplicaReady
+from cvm_batch.screening.executor import Event, Executor, LeaseDone, ReplicaLost, ReplicaReady
 from cvm_batch.screening.ray_actor import ReplicaActor
 from cvm_batch.screening.ray_executor import START_SECONDS, RayExecutor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
 from cvm_batch.screening.visibility import Needs
-from cvm_batch.screening.work import Loss, ReplicaSpec
+from cvm_batch.screening.work import Lease, Loss, Part
 from tests.archives import making
 from tests.faults.killers import arm
+from tests.screening.test_cluster_decoding import planned
+from tests.screening.test_local_executor import spec_of
 from tests.screening.test_run import (
     by_slide,
     comparable,
@@ -187,6 +189,36 @@ def test_a_lost_node_costs_nothing_but_time(
     assert comparable(settings) == undisturbed(settings, tmp_path / "undisturbed")
 
 
+def test_a_lost_node_takes_its_idle_replicas_with_it_at_once(
+    tiny_bundle: Bundle, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that nothing was asked of says nothing, and would be handed what the other had."""
+    monkeypatch.setattr(ray_executor, "_LOOK_SECONDS", 600.0)
+    cluster.remove_node(next(iter(cluster.worker_nodes)))
+    node = cluster.add_node(num_cpus=2)
+    making.write_zip(tmp_path / "a.zip", tiles(8, seed=1))
+    results = ResultsFolder(tmp_path / "results")
+    results.prepare()
+    with closing(RayExecutor(address=cluster.address, replicas=3)) as executor:
+        executor.hardware()
+        executor.start(spec_of(tiny_bundle, results))
+        ready: list[ReplicaReady] = []
+        while len(ready) < 3:
+            ready += [event for event in executor.wait(0.5) if isinstance(event, ReplicaReady)]
+        there = [n for n, actor in executor._actors.items() if actor.share.node == node.node_id]
+        assert len(there) == 2
+        cluster.remove_node(node, allow_graceful=False)
+        for number in itertools.count():  # its processes live on for a moment
+            executor.submit(there[0], Lease(number, (Part(planned(tmp_path / "a.zip"), 0, 8),)))
+            events: list[Event] = []
+            while not any(isinstance(event, LeaseDone | ReplicaLost) for event in events):
+                events = executor.wait(0.5)
+            lost = [event for event in events if isinstance(event, ReplicaLost)]
+            if lost:
+                break
+    assert {event.replica: event.loss for event in lost} == dict.fromkeys(there, Loss.NODE_LOST)
+
+
 def test_nodes_that_lack_a_share_cost_nothing_but_themselves(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,15 +265,7 @@ def test_a_cluster_that_grows_by_itself_is_asked_for_nodes(
     monkeypatch.setattr(ray_executor, "_BUSY_SECONDS", 1.0)
     monkeypatch.setattr(ray_executor, "_LOOK_SECONDS", 0.5)
     cluster.remove_node(next(iter(cluster.worker_nodes)))
-    spec = ReplicaSpec(
-        bundle=tiny_bundle.path,
-        bundle_digest=tiny_bundle.digest,
-        precision=Precision.FP32,
-        backend=Backend.EAGER,
-        batch_size=8,
-        results=tmp_path,
-        run=RunName.new(datetime.now(UTC)),
-    )
+    spec = spec_of(tiny_bundle, ResultsFolder(tmp_path))
 
     def asked_for() -> list[Any]:
         demands = get_cluster_status(cluster.address).resource_demands

@@ -215,5 +215,6 @@ def test_two_hundred_thousand_slides_on_a_thousand_replicas(seed: int) -> None:
 @pytest.mark.campaign
 @pytest.mark.timeout(7200)
 def test_five_thousand_replicas() -> None:
-    tiles = [random.Random(9).randint(1, 4_000) for _ in range(50_000)]
+    luck = random.Random(9)
+    tiles = [luck.randint(1, 4_000) for _ in range(50_000)]
     play(Night(tiles=tiles, replicas=5_000, weather=Weather(death=0.005)), 9, checked=False)

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -130,6 +130,7 @@ class SimulatedExecutor:
         self._clock = clock
         self._random = random.Random(seed)
         self._replicas: dict[int, _Replica] = {}
+        self._on_node: dict[str, dict[int, _Replica]] = defaultdict(dict)
         self._events: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
         self._numbers = itertools.count()
@@ -180,8 +181,7 @@ class SimulatedExecutor:
     def _check_who_runs_beside(self, node: str, lease: Lease) -> None:
         there = [
             part
-            for beside in self._replicas.values()
-            if beside.node == node
+            for beside in self._on_node[node].values()
             for held in beside.held
             for part in held.parts
         ]
@@ -224,7 +224,8 @@ class SimulatedExecutor:
             return
         speed = self._night.tiles_per_second * self._random.uniform(0.5, 2)
         slow = self._random.random() < self._night.weather.slow_start
-        self._replicas[number] = _Replica(speed, at, self._node(number), slow)
+        self._replicas[number] = state = _Replica(speed, at, self._node(number), slow)
+        self._on_node[state.node][number] = state
         info = ReplicaInfo(
             device="simulated",
             precision="fp32",
@@ -233,7 +234,7 @@ class SimulatedExecutor:
             lanes=2,
             sentinel_difference=0.0,
             versions={},
-            node=self._replicas[number].node,
+            node=state.node,
         )
         self._later(at, ReplicaReady(number, info))
 
@@ -265,9 +266,8 @@ class SimulatedExecutor:
             return
         if slides & self._night.node_killers or chance() < weather.node_loss:
             at = started + seconds * chance()
-            for other, beside in self._replicas.items():
-                if beside.node == state.node:
-                    self._later(at, ReplicaLost(other, "no answer", Loss.NODE_LOST))
+            for other in self._on_node[state.node]:
+                self._later(at, ReplicaLost(other, "no answer", Loss.NODE_LOST))
             return
         if chance() < weather.stuck:
             return
@@ -348,6 +348,7 @@ class SimulatedExecutor:
 
     def _lose(self, replica: int, loss: Loss) -> None:
         state = self._replicas.pop(replica)
+        del self._on_node[state.node][replica]
         self._lost.add(replica)
         parts = [part for lease in state.held for part in lease.parts]
         alone = len(parts) == 1
@@ -361,7 +362,7 @@ class SimulatedExecutor:
         """Whether all that ran on a node was one part, when the first of its replicas went."""
         now = self._clock.time
         if self._alone_on.get(lost.node, (0.0, False))[0] != now:
-            there = [lost, *(r for r in self._replicas.values() if r.node == lost.node)]
+            there = [lost, *self._on_node[lost.node].values()]
             parts = sum(len(lease.parts) for replica in there for lease in replica.held)
             self._alone_on[lost.node] = now, parts == 1
             self.nodes_lost += 1
