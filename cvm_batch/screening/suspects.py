@@ -6,6 +6,7 @@ the node's other replicas run empty before it starts and get nothing until it ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -27,15 +28,29 @@ class Wait(Enum):
 
 @dataclass
 class _Lane:
-    """Suspects of one kind, and the places, replicas or nodes, that are kept for them."""
+    """Suspects of one kind, and the places, replicas or nodes, that are kept for them.
+
+    A place is known by the replica that is to run the suspect there.
+    """
 
     queue: PartQueue
-    kept: dict[int | str, int] = field(default_factory=dict)
-    """By place, the replica that is to run one there, or does."""
+    emptied: dict[int | str, int] = field(default_factory=dict)
+    """Places where nothing is handed out, so that the suspect will be alone."""
+    running: dict[int | str, int] = field(default_factory=dict)
+    """Places where it runs, or has just ended."""
+
+    @property
+    def kept(self) -> int:
+        return len(self.emptied) + len(self.running)
+
+    def keeper(self, place: int | str) -> int | None:
+        """The replica that the place is kept for."""
+        return self.running.get(place, self.emptied.get(place))
 
     def release(self, place: int | str, replica: int) -> None:
-        if self.kept.get(place) == replica:
-            del self.kept[place]
+        if self.keeper(place) == replica:
+            self.emptied.pop(place, None)
+            self.running.pop(place, None)
 
 
 class Suspects:
@@ -80,7 +95,7 @@ class Suspects:
 
     def bars(self, replica: int) -> bool:
         """Whether its node is kept for a suspect that another replica is to run."""
-        return self._by_node.kept.get(self._trust.node_of(replica), replica) != replica
+        return self._by_node.keeper(self._trust.node_of(replica)) not in (None, replica)
 
     def next_for(self, replica: int, limit: float, urgency: int | None) -> Part | Wait | None:
         """The suspect that this replica, which nothing `bars`, is to run now; or None where it is
@@ -111,28 +126,25 @@ class Suspects:
     ) -> Part | Wait | None:
         """Keep ``place``, where the replicas ``there`` are, if it may be and there is need."""
         lane.release(place, replica)
-        if len(lane.kept) >= self._share(lane, urgency) or self._empty(lane) >= len(lane.queue):
+        busy = any(state.held for state in there)
+        # No more places run empty than there are suspects to wait for it.
+        most_emptied = len(lane.queue) if busy else math.inf
+        if len(lane.emptied) >= most_emptied or lane.kept >= self._share(lane, urgency):
             return None
         waiting = lane.queue.pop_first(lambda part: self._suits(part, replica, limit, urgency))
         if waiting is None:
             return None
-        lane.kept[place] = replica
-        if any(state.held for state in there):
+        if busy:
             lane.queue.put_back([waiting])
+            lane.emptied[place] = replica
             return Wait.UNTIL_ALONE
+        lane.running[place] = replica
         return waiting.part
 
     def _share(self, lane: _Lane, urgency: int | None) -> int:
         """Places that may be kept: all of them only where no other work waits."""
         places = len(self._serving if lane is self._by_node else self._trust.usable)
         return max(1, places if urgency is None else places // self._policy.suspect_share)
-
-    def _empty(self, lane: _Lane) -> int:
-        """Places that run empty, or have: no more than there are suspects to wait for it."""
-        return sum(
-            not self._serving[self._trust.node_of(replica)][replica].alone
-            for replica in lane.kept.values()
-        )
 
     def _suits(self, suspect: Part, replica: int, limit: float, urgency: int | None) -> bool:
         return (

@@ -188,13 +188,23 @@ def slide_of(lease: Lease) -> int:
 def test_one_suspect_empties_one_node_and_no_more() -> None:
     made = with_one_node_suspect(400)
     made.replica_lost(2, Loss.PREEMPTED, "spot", 1.0)
-    made.set_priority(399, 1)
-    made.add_replica(9, 2.0, "node-0")
-    assert slide_of(lease_for(made, 9, 2.0)) == 399
+    for urgent in range(392, 400):
+        made.set_priority(urgent, 1)
     for replica in range(10, 26):
         made.add_replica(replica, 2.0, f"node-{replica % 8}")
-    refused = [replica for replica in range(16, 26) if made.next_lease(replica, 2.0) is None]
-    assert refused == [16, 24], "both are on the node that runs empty"
+    busy = [lease_for(made, replica, 2.0) for replica in range(10, 18)]
+    assert {slide_of(lease) for lease in busy} == set(range(392, 400))
+    refused = [replica for replica in range(10, 26) if made.next_lease(replica, 2.0) is None]
+    assert refused == [10, 18], "both are on the node that runs empty"
+
+
+def test_a_suspect_does_not_wait_for_a_busy_replica_while_another_idles() -> None:
+    made = with_one_node_suspect(2)
+    made.add_replica(3, 1.0, "second")
+    made.set_priority(1, 1)
+    lease_for(made, 2, 1.0)
+    assert made.next_lease(2, 1.0) is None, "kept for the suspect"
+    assert slide_of(lease_for(made, 3, 1.0)) == 0
 
 
 def test_the_more_urgent_suspect_goes_first_whatever_it_is_suspected_of() -> None:
