@@ -67,7 +67,6 @@ class Backlog:
     def hold(self, number: int) -> None:
         """Hand out nothing more of a slide for now."""
         if number in self._slides:
-            self._aside.discard(number)
             self._on_hold.add(number)
 
     def let_go(self, number: int) -> None:

@@ -203,8 +203,8 @@ class Dispatcher:
         """Give up the replica's leases; return the numbers of the slides that ended by that.
 
         Each of their parts is tried again alone, since one of them may have killed it. Only
-        a part that was alone already is charged. What was preempted is suspected of
-        nothing; neither is what was lost with its node, the first time.
+        a part that was alone already is charged for a death. What was preempted is suspected
+        of nothing; neither is what was lost with its node, the first time.
         """
         state = self._replicas.pop(replica)
         self._suspects.remove(replica)
@@ -285,6 +285,7 @@ class Dispatcher:
         number = part.slide.number
         self.ledger.fail(number, failure)
         self.backlog.drop(number)
+        self._suspects.resort()
         self._ended += 1
 
     def _urgency(self) -> int | None:

@@ -177,7 +177,7 @@ class Driver:
             return
         for replica in self.dispatcher.overdue(now):
             detail = f"no sign of work, or none on one of its leases, in {self._patience:.0f} s"
-            self.dispatcher.retire(replica)  # at once: its loss is told some turns later
+            self.dispatcher.retire(replica)  # at once: the executor may tell its loss later
             self._executor.end(replica, detail)
 
     def _handle(self, event: Event) -> None:

@@ -25,7 +25,7 @@ class LeasePolicy:
     patience_seconds: float = 120.0
     """A replica with a lease that shows no sign of work for so long hangs."""
     suspect_share: int = 4
-    """Of so many replicas one runs suspects, while there is other work."""
+    """Of so many replicas, and nodes, one is for suspects, while there is other work."""
     doubt_parts: int = 6
     """Parts that fail one after the other until their replica is doubted ..."""
     doubt_slides: int = 3

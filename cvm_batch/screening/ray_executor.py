@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
@@ -94,6 +94,8 @@ class RayExecutor:
         """Nodes of which it is known that they write to the driver's results folder."""
         self._calls: dict[Any, Call] = {}
         self._lost_already: list[Event] = []
+        self._gone: set[str] = set()
+        """Nodes that were found lost in this turn."""
         self._next_replica = 0
         self._asked_at = 0.0
         # Ray's own processes are killed when the thread ends that started them (PR_SET_PDEATHSIG):
@@ -156,10 +158,11 @@ class RayExecutor:
         answered, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.
         found = [self._event(ref) for ref in answered if ref in self._calls]
-        if any(isinstance(event, ReplicaLost) and event.loss is Loss.NODE_LOST for event in found):
-            self._drop_those_without_node(self._cluster.nodes())  # idle ones do not say so
-        events, self._lost_already = self._lost_already, []
-        return events + [event for event in found if event is not None]
+        self._drop_those_on(self._gone)  # idle ones do not say so
+        self._gone.clear()
+        lost, self._lost_already = self._lost_already, []
+        # Losses last: what such a replica has answered just now is its work all the same.
+        return [*(event for event in found if event is not None), *lost]
 
     def end(self, replica: int, detail: str) -> None:
         self._lost_already.append(self._lost(Call(replica, Kind.LEASE), detail, Loss.HUNG))
@@ -229,17 +232,17 @@ class RayExecutor:
             return
         self._looked_at, self._wanted_at = now, math.inf
         nodes = self._cluster.nodes()
-        self._drop_those_without_node(nodes)
+        left = {actor.share.node for actor in self._actors.values()}
+        self._drop_those_on(left - {node.name for node in nodes})
         self._give_up_those_that_do_not_start(now)
         self._move_those_without_room(nodes)
         self._fill(nodes)
         if self._cluster.address is not None and self._wanted is None:
             self._ask_for_nodes(now)
 
-    def _drop_those_without_node(self, nodes: Sequence[Node]) -> None:
-        names = {node.name for node in nodes}
+    def _drop_those_on(self, gone: Collection[str]) -> None:
         for replica, actor in list(self._actors.items()):
-            if actor.share.node not in names:
+            if actor.share.node in gone:
                 self._remove(replica)
                 event = ReplicaLost(replica, "its node has left the cluster", Loss.NODE_LOST)
                 self._lost_already.append(event)
@@ -325,7 +328,11 @@ class RayExecutor:
         """By itself, with its node, or with a node that the cluster took away."""
         if isinstance(error, RayActorError) and error.preempted:
             return Loss.PREEMPTED
-        return Loss.NODE_LOST if self._cluster.lost(self._share_of(call).node) else Loss.DIED
+        node = self._share_of(call).node
+        if not self._cluster.lost(node):
+            return Loss.DIED
+        self._gone.add(node)
+        return Loss.NODE_LOST
 
     def _failed(self, call: Call, error: RayTaskError) -> Event:
         """What to make of an exception in a replica."""

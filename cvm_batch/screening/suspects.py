@@ -74,7 +74,7 @@ class Suspects:
         (self._by_node if risks_its_node(part) else self._by_replica).queue.push(part)
 
     def resort(self) -> None:
-        """Say so when priorities have changed."""
+        """Say so when priorities have changed, or a slide has failed."""
         self._by_replica.queue.resort()
         self._by_node.queue.resort()
 
@@ -104,6 +104,7 @@ class Suspects:
         ``limit``: tiles that it can take. ``urgency``: the highest priority among all other
         work that waits, or None where there is none.
         """
+        self.release(replica)
         node = self._trust.node_of(replica)
         beside = self._serving[node]
         waits = self._by_replica.queue.first()
@@ -125,7 +126,6 @@ class Suspects:
         there: Iterable[Serving],
     ) -> Part | Wait | None:
         """Keep ``place``, where the replicas ``there`` are, if it may be and there is need."""
-        lane.release(place, replica)
         busy = any(state.held for state in there)
         # No more places run empty than there are suspects to wait for it.
         most_emptied = len(lane.queue) if busy else math.inf
@@ -143,7 +143,7 @@ class Suspects:
 
     def _share(self, lane: _Lane, urgency: int | None) -> int:
         """Places that may be kept: all of them only where no other work waits."""
-        places = len(self._serving if lane is self._by_node else self._trust.usable)
+        places = len(self._trust.usable_on if lane is self._by_node else self._trust.usable)
         return max(1, places if urgency is None else places // self._policy.suspect_share)
 
     def _suits(self, suspect: Part, replica: int, limit: float, urgency: int | None) -> bool:

@@ -8,6 +8,7 @@ one part at a time is tried for all of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -41,6 +42,8 @@ class Trust:
     def __init__(self, policy: LeasePolicy) -> None:
         self.usable: dict[int, None] = {}
         """Replicas that are not suspended."""
+        self.usable_on: Counter[str] = Counter()
+        """How many of them are on each node that has any."""
         self._policy = policy
         self._records: dict[int, _Record] = {}
         self._nodes: dict[int, str] = {}  # also of replicas that are gone
@@ -55,11 +58,11 @@ class Trust:
     def add(self, replica: int, node: str) -> None:
         self._records[replica] = _Record()
         self._nodes[replica] = node
-        self.usable[replica] = None
+        self._believe(replica)
 
     def remove(self, replica: int) -> None:
         del self._records[replica]
-        self.usable.pop(replica, None)
+        self._doubt(replica)
         self._probing.discard(replica)
 
     def node_of(self, replica: int) -> str:
@@ -137,12 +140,25 @@ class Trust:
         told, self._suspensions = self._suspensions, []
         return told
 
+    def _believe(self, replica: int) -> None:
+        if replica not in self.usable:
+            self.usable[replica] = None
+            self.usable_on[self._nodes[replica]] += 1
+
+    def _doubt(self, replica: int) -> None:
+        if replica in self.usable:
+            del self.usable[replica]
+            node = self._nodes[replica]
+            self.usable_on[node] -= 1
+            if not self.usable_on[node]:
+                del self.usable_on[node]
+
     def _suspend(self, replica: int, record: _Record, now: float) -> None:
         pause = self._pause(record.suspensions)
         record.suspensions += 1
         record.suspended_until = now + pause
         self._suspensions.append((replica, pause))
-        self.usable.pop(replica, None)
+        self._doubt(replica)
         if not self.usable:
             self._grow_dark(now)
 
@@ -159,7 +175,7 @@ class Trust:
                 record.suspended_until = now
         self._probing.discard(replica)
         self._records[replica] = _Record()
-        self.usable[replica] = None
+        self._believe(replica)
         self._dark_since, self._dark_probes, self._outage = None, 0, False
 
     def _give_in(self) -> None:
@@ -168,7 +184,7 @@ class Trust:
         self._probing.clear()
         for replica in self._records:
             self._records[replica] = _Record()
-            self.usable[replica] = None
+            self._believe(replica)
 
     def _pause(self, earlier: int) -> float:
         policy = self._policy

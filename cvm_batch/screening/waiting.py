@@ -30,7 +30,7 @@ class PartQueue:
     """
 
     def __init__(self, ledger: Ledger, priorities: Sequence[int]) -> None:
-        """``priorities``: of slides, by number; say `resort` when they change."""
+        """``priorities``: of slides, by number; say `resort` when they change, or slides fail."""
         self._ledger = ledger
         self._priorities = priorities
         self._numbers = itertools.count()
@@ -41,7 +41,8 @@ class PartQueue:
         return self.first() is not None
 
     def __len__(self) -> int:
-        """At most so many: what is to be left out may still be counted."""
+        """At most so many: of a slide that failed, until `resort`, all parts are counted."""
+        self.first()
         return len(self._heap)
 
     def push(self, part: Part) -> None:
@@ -57,7 +58,11 @@ class PartQueue:
 
     def first(self) -> Part | None:
         if not self._sorted:
-            self._heap = [Waiting(self._turn(part), number, part) for _, number, part in self._heap]
+            self._heap = [
+                Waiting(self._turn(part), number, part)
+                for _, number, part in self._heap
+                if self._ledger.is_open(part)
+            ]
             heapq.heapify(self._heap)
             self._sorted = True
         while self._heap:

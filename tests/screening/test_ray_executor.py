@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
 from safetensors.numpy import load_file, save_file
 
 from cvm_batch.errors import ExitCode, RunAbortedError, SentinelError, UsageError
@@ -29,9 +31,11 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.screening import ray_actor, ray_executor
 from cvm_batch.screening.executor import Event, Executor, LeaseDone, ReplicaLost, ReplicaReady
 from cvm_batch.screening.ray_actor import ReplicaActor
+from cvm_batch.screening.ray_calls import Actor, Call, Kind
 from cvm_batch.screening.ray_executor import START_SECONDS, RayExecutor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
+from cvm_batch.screening.shares import Share
 from cvm_batch.screening.summary import Progress, RunSummary
 from cvm_batch.screening.visibility import Needs
 from cvm_batch.screening.work import Lease, Loss, Part
@@ -217,6 +221,47 @@ def test_a_lost_node_takes_its_idle_replicas_with_it_at_once(
             if lost:
                 break
     assert {event.replica: event.loss for event in lost} == dict.fromkeys(there, Loss.NODE_LOST)
+
+
+def test_what_was_answered_before_a_node_was_lost_is_told_before_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the answer would be nobody's, and a replica ready that is gone."""
+    executor = RayExecutor()
+    answers: dict[str, Any] = {"lost": RayActorError(), "started": "info", "done": ["outcome"]}
+
+    def get(call: str) -> Any:
+        if isinstance(answers[call], Exception):
+            raise answers[call]
+        return answers[call]
+
+    fake = SimpleNamespace(
+        wait=lambda calls, **_: (calls, []), get=get, kill=lambda actor: None, remote=ray.remote
+    )
+    monkeypatch.setattr(ray_executor, "ray", fake)
+    for name in ("_ask_for_progress", "_follow_the_cluster"):
+        monkeypatch.setattr(executor, name, lambda: None)
+    monkeypatch.setattr(executor, "_fill", lambda nodes: None)
+    executor._cluster = cast(Any, SimpleNamespace(lost=lambda node: True, nodes=list))
+    executor._fleet = cast(Any, SimpleNamespace(started=id, answered=id))
+    for replica in range(3):
+        share = Share("node", replica, 0, 1, 1)
+        executor._actors[replica] = Actor(None, share, cast(Any, None), 0.0)
+    executor._calls = {
+        "lost": Call(0, Kind.LEASE, 10),
+        "started": Call(1, Kind.START),
+        "done": Call(2, Kind.LEASE, 11),
+    }
+    executor._serving = {0, 2}
+    told = [(type(event), event.replica) for event in executor.wait(0.0)]
+    lost = [(ReplicaLost, replica) for replica in range(3)]
+    assert sorted(told[:3], key=lambda each: each[1]) == [
+        (ReplicaLost, 0),
+        (ReplicaReady, 1),
+        (LeaseDone, 2),
+    ]
+    assert sorted(told[3:], key=lambda each: each[1]) == lost[1:]
+    assert executor._actors == {}
 
 
 def test_nodes_that_lack_a_share_cost_nothing_but_themselves(

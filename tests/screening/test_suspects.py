@@ -216,6 +216,35 @@ def test_the_more_urgent_suspect_goes_first_whatever_it_is_suspected_of() -> Non
     assert slide_of(lease_for(made, 2, 2.0)) == 1
 
 
+def test_a_replica_that_turns_to_a_more_urgent_suspect_is_kept_for_no_other() -> None:
+    """It holds a share of one: the others would let suspects wait for it."""
+    made = with_one_node_suspect(400)
+    made.set_priority(0, -1)
+    for replica, node in ((3, "second"), (4, "second"), (9, "third")):
+        made.add_replica(replica, 1.0, node)
+    died = [slide_of(lease_for(made, 9, 1.0)) for _ in range(2)]
+    made.replica_lost(9, Loss.DIED, "killed", 1.0)
+    for slide in died:
+        made.set_priority(slide, -1)
+    running = lease_for(made, 2, 1.0)
+    for slide in died:
+        made.set_priority(slide, 5)
+    assert made.next_lease(2, 1.0) is None, "kept for one of the two"
+    made.set_priority(0, 9)
+    made.lease_done(running.number, outcomes(running), 2.0)
+    assert slide_of(lease_for(made, 2, 2.0)) == 0
+    assert slide_of(lease_for(made, 3, 2.0)) in died
+
+
+def test_parts_of_a_slide_that_failed_are_no_suspects_any_more() -> None:
+    made = with_node_suspects(400, 8)
+    made.set_priority(0, 1)
+    alone = lease_for(made, 2, 1.0)
+    assert len(made._suspects._by_node.queue) == 1
+    made.lease_done(alone.number, [failed(alone.parts[0], Reason.BAD_FORMAT)], 2.0)
+    assert len(made._suspects._by_node.queue) == 0
+
+
 def test_suspects_leave_nodes_to_work_that_comes_later() -> None:
     made = with_node_suspects(8, 8, policy=replace(POLICY, suspect_share=2))
     made.add_replica(4, 1.0, "right")

@@ -120,6 +120,14 @@ class _Replica:
     hanging: bool = False
 
 
+@dataclass(frozen=True)
+class _NodeGone:
+    """A node goes away under what one of its replicas reads."""
+
+    reader: int
+    node: str
+
+
 class SimulatedExecutor:
     """An `Executor` in virtual time."""
 
@@ -131,7 +139,7 @@ class SimulatedExecutor:
         self._random = random.Random(seed)
         self._replicas: dict[int, _Replica] = {}
         self._on_node: dict[str, dict[int, _Replica]] = defaultdict(dict)
-        self._events: list[tuple[float, int, Event]] = []
+        self._events: list[tuple[float, int, Event | _NodeGone]] = []
         self._order = itertools.count()
         self._numbers = itertools.count()
         self._lost: set[int] = set()
@@ -202,8 +210,7 @@ class SimulatedExecutor:
         found = []
         while self._events and self._events[0][0] <= now:
             _, _, event = heapq.heappop(self._events)
-            if self._happens(event):
-                found.append(event)
+            found += filter(self._happens, self._told(event))
         self.happenings += len(found)
         return found
 
@@ -265,9 +272,7 @@ class SimulatedExecutor:
             self._fails_fast(replica, state, lease, started)
             return
         if slides & self._night.node_killers or chance() < weather.node_loss:
-            at = started + seconds * chance()
-            for other in self._on_node[state.node]:
-                self._later(at, ReplicaLost(other, "no answer", Loss.NODE_LOST))
+            self._later(started + seconds * chance(), _NodeGone(replica, state.node))
             return
         if chance() < weather.stuck:
             return
@@ -368,7 +373,16 @@ class SimulatedExecutor:
             self.nodes_lost += 1
         return self._alone_on[lost.node][1]
 
-    def _later(self, at: float, event: Event) -> None:
+    def _told(self, event: Event | _NodeGone) -> list[Event]:
+        """What the driver is told: of a node, that all its replicas are lost."""
+        if not isinstance(event, _NodeGone):
+            return [event]
+        if event.reader not in self._replicas:
+            return []  # it was lost before it came to that
+        gone = list(self._on_node[event.node])
+        return [ReplicaLost(each, "no answer", Loss.NODE_LOST) for each in gone]
+
+    def _later(self, at: float, event: Event | _NodeGone) -> None:
         heapq.heappush(self._events, (at, next(self._order), event))
 
 
