@@ -16,6 +16,7 @@ from ray._private.state import available_resources_per_node
 
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import UsageError
+from cvm_batch.memory import let_children_keep_freed_memory
 from cvm_batch.screening.shares import Node, Share
 
 #: A node that does not answer at once is taken for lost.
@@ -44,6 +45,7 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address is None:
+            let_children_keep_freed_memory(os.environ)
             options |= {
                 "num_cpus": usable_cpus(),
                 "object_store_memory": self._object_store_bytes,

@@ -15,6 +15,7 @@ import torch
 from cvm_batch import signs
 from cvm_batch.archives.archive import SlideArchive
 from cvm_batch.errors import BundleDigestError, RunAbortedError
+from cvm_batch.memory import keep_freed_memory
 from cvm_batch.model.backends.starting import start_engine
 from cvm_batch.model.bundle import load_bundle
 from cvm_batch.model.engine import Classified, default_device
@@ -49,6 +50,7 @@ class Replica:
 
         Raises BundleError, also where the device fails the bundle's sentinels.
         """
+        keep_freed_memory()
         bundle = load_bundle(spec.bundle)
         if bundle.digest != spec.bundle_digest:
             raise BundleDigestError(
