@@ -11,7 +11,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from cvm_batch.errors import Reason
@@ -59,7 +60,7 @@ class Dispatcher:
         # In the order in which they became so: as a set, but the same in every run.
         self._hungry: dict[int, None] = {}
         self._leases: dict[int, _OpenLease] = {}
-        self._leased_tiles = 0
+        self._leased_tiles = self._running_tiles = 0
         self._priorities: list[int] = []
         self._retries: list[_Retry] = []
         # Retries that have waited long enough, and what was lost through no fault of its own.
@@ -114,8 +115,7 @@ class Dispatcher:
     @property
     def tiles_done(self) -> int:
         """Accounted for, and of running leases as far as replicas have told."""
-        running = sum(state.tiles_running for state in self._replicas.values())
-        return self.ledger.tiles_accounted + max(0, running)
+        return self.ledger.tiles_accounted + self._running_tiles
 
     def hungry(self) -> list[int]:
         """Replicas that could take another lease, where there is anything to hand out."""
@@ -154,7 +154,8 @@ class Dispatcher:
         replica, state = opened.replica, self._replicas[opened.replica]
         counted = sum(len(outcome.part) for outcome in outcomes if outcome.failure is None)
         # Failures come fast, from a replica that cannot read: that is no speed.
-        state.answer(opened.lease, counted, now, self._policy.lease_seconds / 2)
+        with self._counting(state):
+            state.answer(opened.lease, counted, now, self._policy.lease_seconds / 2)
         self._leased_tiles -= opened.lease.tiles
         if state.settled and state.tiles_per_second:
             self._speeds.note(replica, state.tiles_per_second)
@@ -176,7 +177,8 @@ class Dispatcher:
         that grows with whatever else it gets done."""
         state = self._replicas.get(replica)
         if state is not None:
-            state.tell(tiles, signs, now)
+            with self._counting(state):
+                state.tell(tiles, signs, now)
 
     def overdue(self, now: float) -> list[int]:
         """Replicas that hold leases and have shown no sign of work on them for too long."""
@@ -212,6 +214,7 @@ class Dispatcher:
         self._speeds.drop(replica)
         self._hungry.pop(replica, None)
         self._leased_tiles -= state.leased_tiles
+        self._running_tiles -= state.tiles_running
         lost = [part for number in state.held for part in self._leases.pop(number).lease.parts]
         ended = []
         for part in filter(self.ledger.is_open, lost):
@@ -233,7 +236,8 @@ class Dispatcher:
 
     def _lease(self, replica: int, state: Serving, parts: Sequence[Part], now: float) -> Lease:
         lease = Lease(next(self._numbers), tuple(parts))
-        state.take(lease, now)
+        with self._counting(state):
+            state.take(lease, now)
         self._leased_tiles += lease.tiles
         if state.alone or len(state.held) >= self._policy.in_flight:
             del self._hungry[replica]
@@ -244,6 +248,13 @@ class Dispatcher:
             if account.first_leased is None:
                 account.first_leased = now
         return lease
+
+    @contextmanager
+    def _counting(self, state: Serving) -> Iterator[None]:
+        """Keep count of running tiles while the state changes: to ask all replicas costs more."""
+        before = state.tiles_running
+        yield
+        self._running_tiles += state.tiles_running - before
 
     def _settle(self, outcome: PartOutcome, replica: int, now: float) -> bool:
         """Count, retry or fail an open part's outcome; True where the slide ended."""

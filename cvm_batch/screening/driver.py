@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 #: Seconds without a single replica until the run is given up.
 _START_TIMEOUT = 600.0
 _TICK_SECONDS = 0.5
+#: Between looks at every replica, which after each answer would cost more than the answers.
+_LOOK_SECONDS = 0.5
 #: A turn of the loop that takes longer has not heard what replicas had to say.
 _PAUSE_SECONDS = 10.0
 
@@ -89,8 +91,8 @@ class Driver:
     ) -> None:
         """Classify the plan's slides; see `cvm_batch.screening.run.run` for the arguments.
 
-        ``report`` is called every half second and at the end. ``wishes``: what has been asked
-        of the run since the last call. Raises CvmBatchError where the run cannot go on.
+        ``wishes``: what has been asked of the run since the last call. Raises CvmBatchError
+        where the run cannot go on.
         """
         self._end_unopened(self.plan)
         if not self.plan.slides:
@@ -110,15 +112,13 @@ class Driver:
             if not self._stopped:
                 self._hand_out(now)
             if self._nothing_runs(now):
-                break
+                return
             self.commits.flush_if_due(now)
-            if now - self._looked_at >= _TICK_SECONDS:
-                # A look at every replica: after each answer it would cost more than the answers.
+            if now - self._looked_at >= _LOOK_SECONDS:
                 self._looked_at = now
                 self._end_what_hangs(now)
-                report(self._progress())
+            report(self._progress())
             self._check_that_somebody_serves(now)
-        report(self._progress())
 
     def grant(self, wish: Wish) -> None:
         """Do what is wished, from now on."""

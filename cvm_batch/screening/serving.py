@@ -93,7 +93,7 @@ class Serving:
     @property
     def tiles_running(self) -> int:
         """Of the leases it holds, as far as it has told."""
-        return min(self._tiles_seen - self._tiles_answered, self.leased_tiles)
+        return max(0, min(self._tiles_seen - self._tiles_answered, self.leased_tiles))
 
     def _learn_speed(self, tiles: int, now: float, window: float) -> None:
         self._counted += tiles

@@ -234,6 +234,8 @@ def check_books(dispatcher: Dispatcher) -> None:
         handed_out = pieces[-1][1] if pieces else 0
         assert handed_out + dispatcher.backlog.left(number) == account.tiles, f"slide {number}"
     assert total == dispatcher.ledger.tiles_accounted
+    running = sum(state.tiles_running for state in dispatcher._replicas.values())
+    assert dispatcher.tiles_done == total + running
 
 
 def _judge(
