@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 _KEPT = 1 << 30
 #: Of mallopt(3): what is said to keep by `_KEPT`, and how many arenas there are.
@@ -24,13 +24,13 @@ def keep_freed_memory() -> None:
     are, but a process does not shrink after them. For processes that are ours alone; where
     somebody has set MALLOC_ variables, and without glibc, nothing is done.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if _is_chosen(os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
     mallopt(_M_TRIM_THRESHOLD, _KEPT)
-    # Before 2.35 glibc refuses more than 32 MiB here.
+    # Older ones refuse more than 32 MiB here.
     if not mallopt(_M_MMAP_THRESHOLD, _KEPT):
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_ARENA_MAX, 1)
@@ -38,5 +38,9 @@ def keep_freed_memory() -> None:
 
 def let_children_keep_freed_memory(environment: MutableMapping[str, str]) -> None:
     """The same for processes that start with ``environment``, from their first thread on."""
-    if not any(name.startswith("MALLOC_") for name in environment):
+    if not _is_chosen(environment):
         environment.update(_VARIABLES)
+
+
+def _is_chosen(environment: Mapping[str, str]) -> bool:
+    return any(name.startswith("MALLOC_") for name in environment)

@@ -33,7 +33,7 @@ def after_loss(part: Part, loss: Loss, *, alone: bool) -> Part:
 
 
 def suspected(again: Part, loss: Loss, *, alone: bool) -> bool:
-    """Whether the next attempt is to run alone. Once alone, it stays so."""
+    """Whether the next attempt is to run alone. Once alone, it stays so for further losses."""
     innocent = loss is Loss.PREEMPTED or (loss is Loss.NODE_LOST and not risks_its_node(again))
     return alone or not innocent
 

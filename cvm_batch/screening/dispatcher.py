@@ -23,7 +23,7 @@ from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.serving import Serving, Speeds
 from cvm_batch.screening.suspects import Suspects, Wait
 from cvm_batch.screening.trust import Standing, Trust
-from cvm_batch.screening.waiting import PartQueue, Waiting
+from cvm_batch.screening.waiting import PartQueue, Waiting, most_urgent
 from cvm_batch.screening.work import Failure, Lease, Loss, Part, PartOutcome, SlideSource
 
 #: Parts at the head of the queue that may not suit a replica, until it is given fresh ones.
@@ -301,11 +301,7 @@ class Dispatcher:
 
     def _urgency(self) -> int | None:
         """The highest priority of what waits and is no suspect; None where nothing does."""
-        due, fresh = self._due.first(), self.backlog.urgency
-        if due is None:
-            return fresh
-        priority = self._priorities[due.slide.number]
-        return priority if fresh is None else max(priority, fresh)
+        return most_urgent(self._due.urgency, self.backlog.urgency)
 
     def _alone(self, state: Serving, suspect: Part | Wait | None) -> list[Part]:
         if not isinstance(suspect, Part):

@@ -94,8 +94,7 @@ class RayExecutor:
         """Nodes of which it is known that they write to the driver's results folder."""
         self._calls: dict[Any, Call] = {}
         self._lost_already: list[Event] = []
-        self._gone: set[str] = set()
-        """Nodes that were found lost in this turn."""
+        self._gone: set[str] = set()  # nodes that were found lost in this turn
         self._next_replica = 0
         self._asked_at = 0.0
         # Ray's own processes are killed when the thread ends that started them (PR_SET_PDEATHSIG):
@@ -158,8 +157,9 @@ class RayExecutor:
         answered, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         # A replica that died takes its other calls with it: those are gone from _calls.
         found = [self._event(ref) for ref in answered if ref in self._calls]
-        self._drop_those_on(self._gone)  # idle ones do not say so
-        self._gone.clear()
+        if self._gone:
+            self._drop_those_on(self._gone)  # idle ones do not say so
+            self._gone.clear()
         lost, self._lost_already = self._lost_already, []
         # Losses last: what such a replica has answered just now is its work all the same.
         return [*(event for event in found if event is not None), *lost]

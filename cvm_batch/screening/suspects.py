@@ -16,7 +16,7 @@ from cvm_batch.screening.ledger import Ledger
 from cvm_batch.screening.policy import LeasePolicy
 from cvm_batch.screening.serving import Serving
 from cvm_batch.screening.trust import Trust
-from cvm_batch.screening.waiting import PartQueue
+from cvm_batch.screening.waiting import PartQueue, most_urgent
 from cvm_batch.screening.work import Part
 
 
@@ -107,9 +107,7 @@ class Suspects:
         self.release(replica)
         node = self._trust.node_of(replica)
         beside = self._serving[node]
-        waits = self._by_replica.queue.first()
-        others = [] if waits is None else [self._priorities[waits.slide.number]]
-        above = max([*others, *([] if urgency is None else [urgency])], default=None)
+        above = most_urgent(urgency, self._by_replica.queue.urgency)
         found = self._offer(self._by_node, node, replica, limit, above, beside.values())
         if found is None:
             alone = [beside[replica]]

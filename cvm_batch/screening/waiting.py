@@ -14,6 +14,11 @@ from cvm_batch.screening.work import Part
 _MOST_SKIPPED = 8
 
 
+def most_urgent(*priorities: int | None) -> int | None:
+    """The highest of those that there are; None where there is none."""
+    return max((each for each in priorities if each is not None), default=None)
+
+
 class Waiting(NamedTuple):
     """A place in the queue. Numbers are given once, so that parts are never compared."""
 
@@ -55,6 +60,12 @@ class PartQueue:
 
     def resort(self) -> None:
         self._sorted = False
+
+    @property
+    def urgency(self) -> int | None:
+        """The highest priority of what waits; None where nothing does."""
+        first = self.first()
+        return None if first is None else self._priorities[first.slide.number]
 
     def first(self) -> Part | None:
         if not self._sorted:

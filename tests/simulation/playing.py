@@ -21,6 +21,7 @@ from cvm_batch.screening.dispatcher import Dispatcher
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.plan import Plan, PlannedSlide
+from cvm_batch.screening.summary import Progress
 from cvm_batch.screening.wishes import Prioritise, TakeFurther, Wish
 from cvm_batch.screening.work import ReplicaSpec
 from tests.simulation.world import (
@@ -142,13 +143,8 @@ def _play(
             until=until,
         )
         watch = _Watch(driver, world, clock, began, checked)
-
-        def wishes(asked: _Wishes = asked, watch: _Watch = watch) -> list[Wish]:
-            watch()
-            return asked()
-
         try:
-            driver.drive(lambda progress: None, lambda: False, wishes)
+            driver.drive(watch, lambda: False, asked)
         except DriverKilled:
             continue
         finally:
@@ -209,7 +205,7 @@ class _Watch:
         self._checked = checked
         self._seen = 0
 
-    def __call__(self) -> None:
+    def __call__(self, _: Progress) -> None:
         assert self._world.events < _MOST_EVENTS, "the run does not come to its end"
         assert self._clock.now() - self._began < _STUCK_SECONDS, "the run is stuck"
         dispatcher = self._driver.dispatcher
