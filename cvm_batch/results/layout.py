@@ -18,9 +18,13 @@ class RunName:
 
     @classmethod
     def new(cls, now: datetime) -> RunName:
-        """``20260131T220000Z-1a2b3c4d``: sorts by time, and two at once still differ."""
+        """``20260131T220000Z-1a2b3c4d``: sorts by time, and two at once still differ.
+
+        The four digits ``1a2b`` count 65,536ths of the second: short runs begin within one.
+        """
         utc = now.astimezone(UTC)
-        return cls(f"{utc:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", f"{utc:%Y-%m-%d}")
+        part = utc.microsecond * 0x10000 // 1_000_000
+        return cls(f"{utc:%Y%m%dT%H%M%SZ}-{part:04x}{secrets.token_hex(2)}", f"{utc:%Y-%m-%d}")
 
     @classmethod
     def of(cls, run_id: str) -> RunName:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.archive import SlideInfo
 from cvm_batch.errors import InputChangedError
 from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.work import SlideSource
@@ -58,3 +61,24 @@ def test_a_check_is_made_of_the_archive_in_use() -> None:
     opened.archives[0].identity = "another"
     with pytest.raises(InputChangedError):
         shelf.check(second)
+
+
+def test_a_dear_check_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+
+    class Remote(MemoryArchive):
+        def describe(self) -> SlideInfo:
+            nonlocal now
+            now += 0.5
+            return super().describe()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    archive = Remote(np.zeros((5, 8, 8, 3), np.uint8))
+    shelf = Shelf(lambda slide: archive)
+    taken = shelf.take(SLIDE)
+    archive.identity = "another"
+    now = 1009.9
+    shelf.check(taken)
+    now = 1010.0
+    with pytest.raises(InputChangedError):
+        shelf.check(taken)
