@@ -365,8 +365,10 @@ class Dispatcher:
     def _lease_tiles(self, state: Serving) -> int:
         """Whole batches for ``lease_seconds``; fewer near the end, so that none idles long."""
         batch = self._policy.batch_size
-        speed = state.tiles_per_second
-        wanted = 4 * batch if speed is None else speed * self._policy.lease_seconds
+        if (speed := state.tiles_per_second) is not None:
+            wanted = speed * self._policy.lease_seconds
+        else:  # as much again as it has done, in less time than a measure takes
+            wanted = max(4 * batch, state.counted)
         fair = self.backlog.tiles / (len(self._replicas) * self._policy.in_flight)
         return max(1, round(min(wanted, fair) / batch)) * batch
 

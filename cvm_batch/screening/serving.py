@@ -30,6 +30,8 @@ class Serving:
     """Leases by number, in the order in which they were handed out."""
     leased_tiles: int = 0
     tiles_per_second: float | None = None
+    counted: int = 0
+    """Tiles that came to something since its speed was last measured."""
     settled: bool = False
     """Measured more than once: the first lease opens archives and warms up."""
     alone: bool = False
@@ -37,8 +39,7 @@ class Serving:
     retired: bool = False
     """It is being ended: it gets no further lease."""
     _counting_since: float = 0.0
-    """When ``_counted`` began to count; the replica has been busy ever since."""
-    _counted: int = 0
+    """When ``counted`` began to count; the replica has been busy ever since."""
     _tiles_seen: int = 0
     """As it last reported, since it began to serve."""
     _signs_seen: int = 0
@@ -47,7 +48,7 @@ class Serving:
 
     def take(self, lease: Lease, now: float) -> None:
         if not self.held:
-            self._counting_since, self._counted, self.last_sign = now, 0, now
+            self._counting_since, self.counted, self.last_sign = now, 0, now
         self.held[lease.number] = _Held(lease)
         self.leased_tiles += lease.tiles
 
@@ -96,14 +97,14 @@ class Serving:
         return max(0, min(self._tiles_seen - self._tiles_answered, self.leased_tiles))
 
     def _learn_speed(self, tiles: int, now: float, window: float) -> None:
-        self._counted += tiles
+        self.counted += tiles
         elapsed = now - self._counting_since
-        if not self._counted:
+        if not self.counted:
             self._counting_since = now  # failures are neither fast nor slow
         elif elapsed >= window:
             self.settled = self.tiles_per_second is not None
-            self.tiles_per_second = self._counted / elapsed
-            self._counting_since, self._counted = now, 0
+            self.tiles_per_second = self.counted / elapsed
+            self._counting_since, self.counted = now, 0
 
 
 class Speeds:

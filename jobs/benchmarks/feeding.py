@@ -25,6 +25,7 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.engine import Classified
 from cvm_batch.model.precision import Precision
+from cvm_batch.model.timm_import import import_timm
 from cvm_batch.screening import ray_executor, replica
 from cvm_batch.screening.ray_actor import ReplicaActor
 from cvm_batch.screening.run import run
@@ -122,6 +123,9 @@ class ChecksumEngine:
 
 def start_checksum(bundle: Bundle, *, batch_size: int | None, **_: Any) -> ChecksumEngine:
     """In place of `cvm_batch.model.backends.starting.start_engine`."""
+    # Which needs them before it serves. A replica imports them in the background from its
+    # beginning on, and would compute beside that here.
+    import_timm()
     return ChecksumEngine(len(bundle.spec.class_names), batch_size or checksum.BATCH)
 
 

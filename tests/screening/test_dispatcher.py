@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,21 @@ def test_lease_size_follows_the_measured_speed() -> None:
     made.lease_done(lease.number, outcomes(lease), now=12.0)
     speed = lease.tiles / 2.0
     assert lease_for(made, now=12.0).tiles == round(speed * POLICY.lease_seconds / 8) * 8
+
+
+def test_leases_grow_before_the_speed_is_known() -> None:
+    """A measure takes two seconds: a fast replica would spend them on hundreds of tiny leases."""
+    made = dispatcher(100_000)
+    held = deque([lease_for(made, now=10.0), lease_for(made, now=10.0)])
+    sizes, now, done = [], 10.0, 0
+    while (now := now + held[0].tiles / 1000) < 12.0:  # it does a thousand a second
+        lease = held.popleft()
+        made.lease_done(lease.number, outcomes(lease), now)
+        done += lease.tiles
+        held.append(lease_for(made, now=now))
+        sizes.append(held[-1].tiles)
+        assert sizes[-1] == max(4 * POLICY.batch_size, done)
+    assert len(sizes) < 12, sizes
 
 
 def test_two_answers_in_one_moment_do_not_look_like_speed() -> None:
