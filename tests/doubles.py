@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ class MemoryArchive:
         self.reads: list[tuple[int, int]] = []
         self.closed = False
         self._lock = threading.Lock()
+
+    @cached_property
+    def info(self) -> SlideInfo:
+        return self.describe()
 
     def describe(self) -> SlideInfo:
         return SlideInfo(

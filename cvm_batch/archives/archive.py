@@ -91,8 +91,16 @@ class TileBlock:
 class SlideArchive(Protocol):
     """All tiles of one slide. ``read`` may be called from several threads at once."""
 
+    @property
+    def info(self) -> SlideInfo:
+        """The slide as it was when it was opened."""
+        ...
+
     def describe(self) -> SlideInfo:
-        """Ask the files anew, without reading pixels. Raises SlideError."""
+        """The slide as it is now: ask its files anew, without reading pixels. Raises SlideError.
+
+        It costs a look at each of them, as opening did.
+        """
         ...
 
     def read(self, start: int, stop: int) -> TileBlock:

@@ -71,9 +71,12 @@ class _DigestedArchive:
         self._marks = place.marks if place.is_file() else None
         self._verified = False
         self._lock = Lock()
+        self.info = self._with_digests(archive.info)
 
     def describe(self) -> SlideInfo:
-        info = self._archive.describe()
+        return self._with_digests(self._archive.describe())
+
+    def _with_digests(self, info: SlideInfo) -> SlideInfo:
         return replace(
             info,
             identity=checked_identity(info.identity, self._place),
@@ -105,10 +108,19 @@ class _CountedArchive:
         self._archive = archive
         self._place = place
         self._expected = expected
-        self._present = self._check(archive.describe()).tiles
+        self._present = archive.info.tiles
+        self.info = self._as_counted(archive.info)
 
     def describe(self) -> SlideInfo:
-        info = self._check(self._archive.describe())
+        return self._as_counted(self._archive.describe())
+
+    def _as_counted(self, info: SlideInfo) -> SlideInfo:
+        if info.tiles > self._expected:
+            raise BadFormatError(
+                f"{self._place} holds {info.tiles} tiles, but the manifest expects "
+                f"{self._expected} cells. Correct cells_expected, or look for crops of another "
+                "slide among them."
+            )
         lacking = self._expected - info.tiles
         return replace(
             info,
@@ -127,15 +139,6 @@ class _CountedArchive:
 
     def close(self) -> None:
         self._archive.close()
-
-    def _check(self, info: SlideInfo) -> SlideInfo:
-        if info.tiles > self._expected:
-            raise BadFormatError(
-                f"{self._place} holds {info.tiles} tiles, but the manifest expects "
-                f"{self._expected} cells. Correct cells_expected, or look for crops of another "
-                "slide among them."
-            )
-        return info
 
     def _fault(self) -> TileFault:
         return TileFault(

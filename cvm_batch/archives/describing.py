@@ -124,7 +124,7 @@ def _describe_some(addresses: Sequence[SlideAddress], *, options: OpenOptions) -
 def _describe(address: SlideAddress, options: OpenOptions) -> Description:
     try:
         with closing(open_archive(address, options)) as archive:
-            info = archive.describe()
+            info = archive.info
     except UsageError:  # of the run, not of this slide
         raise
     except Exception as error:

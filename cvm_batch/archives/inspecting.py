@@ -45,7 +45,7 @@ def inspect_slide(address: SlideAddress, options: OpenOptions, rows: int = 8) ->
     """Read ``rows`` runs of tiles, spread evenly over the slide. Raises SlideError."""
     found = recognise(opening(address, options).place)
     with closing(open_archive(address, options)) as archive:
-        info = archive.describe()
+        info = archive.info
         blocks = [archive.read(start, stop) for start, stop in _runs(info.tiles, rows)]
     assert found is not None  # else opening would have failed
     sizes = Counter(

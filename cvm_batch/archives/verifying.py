@@ -40,7 +40,7 @@ def verify_slide(address: SlideAddress, options: OpenOptions) -> SlideVerdict:
     unreadable = 0
     details: list[str] = []
     with closing(open_archive(address, options)) as archive:
-        info = archive.describe()
+        info = archive.info
         step = info.chunk_tiles if info.chunk_tiles > 1 else _BLOCK_TILES
         for start, stop in _ranges(info.tiles, step):
             block = archive.read(start, stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import ray
@@ -76,6 +76,10 @@ class ClusterArchive:
     def __init__(self, slide: SlideSource, options: OpenOptions) -> None:
         self._slide = slide
         self._options = options
+
+    @cached_property
+    def info(self) -> SlideInfo:
+        return self.describe()
 
     def describe(self) -> SlideInfo:
         return self._done(describe_slide, _DESCRIBE)

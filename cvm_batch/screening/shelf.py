@@ -71,7 +71,10 @@ class Shelf:
                 if entry.archive is None:
                     entry.archive = self._open_slide(slide)
                     signs.note()
-                info = self._check(slide, entry)
+                    # Opening has just looked at all its files.
+                    info = entry.info = _as_planned(entry.archive.info, slide)
+                else:
+                    info = self._check(slide, entry)
         except BaseException:
             self._release(slide, entry, spoiled=True)
             raise
@@ -94,19 +97,14 @@ class Shelf:
             _close(entry)
 
     def _check(self, slide: SlideSource, entry: _Entry) -> SlideInfo:
-        started = time.monotonic()
-        if entry.info is not None and started < entry.check_due:
-            return entry.info
         assert entry.archive is not None
-        entry.info = entry.archive.describe()
-        cost = time.monotonic() - started
-        if cost > _CHEAP_CHECK_SECONDS:
-            entry.check_due = started + _REST_AFTER_CHECK * cost
-        if entry.info.identity != slide.identity:
-            raise InputChangedError(
-                f"{slide.uri} changed after the run was planned. Submit again once it is "
-                "written to its end."
-            )
+        assert entry.info is not None  # since it was opened
+        started = time.monotonic()
+        if started >= entry.check_due:
+            entry.info = _as_planned(entry.archive.describe(), slide)
+            cost = time.monotonic() - started
+            if cost > _CHEAP_CHECK_SECONDS:
+                entry.check_due = started + _REST_AFTER_CHECK * cost
         return entry.info
 
     def _release(self, slide: SlideSource, entry: _Entry, *, spoiled: bool) -> None:
@@ -120,6 +118,15 @@ class Shelf:
             unused += [self._entries.pop(key) for key in idle[: max(0, len(idle) - _KEEP)]]
         for old in unused:
             _close(old)
+
+
+def _as_planned(info: SlideInfo, slide: SlideSource) -> SlideInfo:
+    if info.identity != slide.identity:
+        raise InputChangedError(
+            f"{slide.uri} changed after the run was planned. Submit again once it is "
+            "written to its end."
+        )
+    return info
 
 
 def _close(entry: _Entry) -> None:

@@ -90,7 +90,7 @@ def _measured(contest: Contest, threads: int) -> dict[str, Any]:
             with closing(
                 open_archive(SlideAddress(uri=str(contest.slide)), contest.options)
             ) as archive:
-                count = archive.describe().tiles
+                count = archive.info.tiles
                 work = [partial(_read, archive, *span) for span in _spans(count)]
                 archive.read(0, 1)
                 read.append(_speed(pool, work))

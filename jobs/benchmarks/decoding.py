@@ -68,7 +68,7 @@ def _measured(contest: Contest) -> dict[str, Any]:
     cpus = usable_cpus()
     own, ours = [], []
     with closing(open_archive(address, contest.options)) as here:
-        info = here.describe()
+        info = here.info
         there = ClusterArchive(
             SlideSource(0, contest.name, address, info.identity), contest.options
         )

@@ -74,7 +74,7 @@ def _loop(read: Any, slides: Sequence[Path], threads: int) -> Turn:
 
 def _read(slide: Path) -> int:
     with closing(open_archive(SlideAddress(uri=str(slide)))) as archive:
-        info = archive.describe()
+        info = archive.info
         return sum(len(archive.read(*span)) for span in chunks(info.tiles, info.chunk_tiles))
 
 

@@ -85,7 +85,7 @@ def _read(batch: Columns, start_line: Path) -> Iterator[Columns]:
         time.sleep(0.005)
     for number, uri in zip(batch["slide"], batch["uri"], strict=True):
         with closing(open_archive(SlideAddress(uri=str(uri)))) as archive:
-            info = archive.describe()
+            info = archive.info
             for start in range(0, info.tiles, info.chunk_tiles):
                 stop = min(start + info.chunk_tiles, info.tiles)
                 tiles = np.asarray(archive.read(start, stop).tiles)

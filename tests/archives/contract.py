@@ -62,6 +62,7 @@ class ArchiveContract:
 
     def test_describes_itself(self, archive: SlideArchive) -> None:
         info = archive.describe()
+        assert info == archive.info
         assert info.tiles == COUNT
         assert info.expected_from is self.expected_from
         assert info.integrity is self.integrity

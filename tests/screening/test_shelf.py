@@ -64,7 +64,7 @@ def test_a_check_is_made_of_the_archive_in_use() -> None:
 
 
 def test_a_dear_check_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
+    now = 0.0
 
     class Remote(MemoryArchive):
         def describe(self) -> SlideInfo:
@@ -76,9 +76,39 @@ def test_a_dear_check_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPa
     archive = Remote(np.zeros((5, 8, 8, 3), np.uint8))
     shelf = Shelf(lambda slide: archive)
     taken = shelf.take(SLIDE)
-    archive.identity = "another"
-    now = 1009.9
+    began = now = 1000.0
     shelf.check(taken)
-    now = 1010.0
+    archive.identity = "another"
+    now = began + 9.9
+    shelf.check(taken)
+    now = began + 10.0
+    for _ in range(2):
+        with pytest.raises(InputChangedError):
+            shelf.check(taken)
+
+
+def test_a_slide_is_not_looked_at_again_when_it_was_just_opened() -> None:
+    looks = 0
+
+    class Counted(MemoryArchive):
+        def describe(self) -> SlideInfo:
+            nonlocal looks
+            looks += 1
+            return super().describe()
+
+    archive = Counted(np.zeros((5, 8, 8, 3), np.uint8))
+    assert archive.info.identity == SLIDE.identity
+    looks = 0
+    shelf = Shelf(lambda slide: archive)
+    taken = shelf.take(SLIDE)
+    assert looks == 0
+    shelf.check(taken)
+    shelf.give_back(taken, spoiled=False)
+    shelf.take(SLIDE)
+    assert looks == 2, "at the end of a part, and when it is taken up again"
+
+
+def test_a_slide_that_is_opened_as_another_is_refused() -> None:
+    shelf = Shelf(lambda slide: MemoryArchive(np.zeros((5, 8, 8, 3), np.uint8), identity="another"))
     with pytest.raises(InputChangedError):
-        shelf.check(taken)
+        shelf.take(SLIDE)

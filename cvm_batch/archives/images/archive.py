@@ -85,7 +85,7 @@ class ImageArchive(MemberArchive):
             self._members.close()
             raise
         stamps = [stamp for _, stamp in beside]
-        self._info = SlideInfo(
+        self.info = SlideInfo(
             identity=identity(chain(self._members.opened, stamps)),
             tiles=len(self._positions),
             missing=int((self._positions < 0).sum()),

@@ -75,7 +75,7 @@ class Members(Protocol):
 class MemberArchive:
     """What slide archives made of members share: the files they came from, and their watch."""
 
-    _info: SlideInfo
+    info: SlideInfo
     """Set by the subclass, of the members as they were when it opened them."""
 
     def __init__(
@@ -91,10 +91,10 @@ class MemberArchive:
         self._members = open_members(slide.place)
 
     def describe(self) -> SlideInfo:
-        if self._identity_now() == self._info.identity:
-            return self._info
+        if self._identity_now() == self.info.identity:
+            return self.info
         with closing(type(self)(self._slide, self._open_members, self._list_files)) as anew:
-            return anew._info
+            return anew.info
 
     def close(self) -> None:
         self._members.close()

@@ -98,7 +98,7 @@ def plan(order: Order) -> Plan | PackRecord:
     """
     target = order.target
     with closing(open_archive(order.address, order.options)) as archive:
-        info = archive.describe()
+        info = archive.info
         source = source_key(info.identity, order.address, order.options)
         if not order.force and (record := target.finished(source)) is not None:
             with writing(target.partial):
@@ -212,7 +212,7 @@ class _Held:
 
     def _open(self, address: SlideAddress, options: OpenOptions, identity: str) -> None:
         self._archive = open_archive(address, options)
-        info = self._archive.describe()
+        info = self._archive.info
         check_unchanged(info.identity, identity, address)
         self._step = reading_step(info)
 

@@ -74,7 +74,7 @@ class WholeSlideArchive:
             extent = _extent(slide, table, self._image, mpp)
             self._crops = _Crops.plan(slide, table, self._image, extent)
             self._held = undo.pop_all()
-        self._info = SlideInfo(
+        self.info = SlideInfo(
             identity=identity(stamps),
             tiles=len(table),
             expected_from=ExpectedFrom.CELLS_TABLE,
@@ -83,13 +83,13 @@ class WholeSlideArchive:
         )
 
     def describe(self) -> SlideInfo:
-        if identity(_files(self._slide)) == self._info.identity:
-            return self._info
+        if identity(_files(self._slide)) == self.info.identity:
+            return self.info
         with closing(WholeSlideArchive(self._slide)) as anew:
-            return anew._info
+            return anew.info
 
     def read(self, start: int, stop: int) -> TileBlock:
-        check_range(start, stop, self._info.tiles)
+        check_range(start, stop, self.info.tiles)
         crops = self._crops
         padded = np.zeros(stop - start, np.bool_)
         outcomes: list[NDArray[np.uint8] | TileFault] = []

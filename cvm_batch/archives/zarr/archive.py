@@ -64,7 +64,7 @@ class ZarrArchive(MemberArchive):
             self._layout = read_layout(self._members, slide.options.arrays)
             self._chunks = Chunks(self._members, self._layout.tiles)
             check_names(self._members, self._layout.tiles, self._chunks.files)
-            self._info = self._describe()
+            self.info = self._describe()
         except BaseException:
             self._members.close()
             raise
@@ -136,7 +136,7 @@ class ZarrArchive(MemberArchive):
     def _identity_now(self) -> str:
         now, opened = self._list_files(self._slide), self._members.opened
         if isinstance(now, Listing) and isinstance(opened, Listing) and now.same_as(opened):
-            return self._info.identity
+            return self.info.identity
         own = packed_digest(self._slide) if self._packed is not None else None
         return own or identity(now)
 

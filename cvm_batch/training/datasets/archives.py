@@ -34,7 +34,7 @@ class OpenArchive:
 
     def __init__(self, archive: SlideArchive) -> None:
         """Raises SlideError."""
-        info = archive.describe()
+        info = archive.info
         self.tiles = info.tiles
         self._archive = archive
         self._together = max(1, info.chunk_tiles)
