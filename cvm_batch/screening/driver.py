@@ -257,8 +257,10 @@ class Driver:
 
     def _check_that_somebody_serves(self, now: float) -> None:
         if not self._serving and now - self._last_event > _START_TIMEOUT:
+            why = [detail.removesuffix(".") for detail in self.replicas_lost[-1:]]
+            lost = "".join(f" The last one lost: {detail}." for detail in why)
             raise RunAbortedError(
-                f"No replica has come up within {_START_TIMEOUT:.0f} s. Check that the "
+                f"No replica has come up within {_START_TIMEOUT:.0f} s.{lost} Check that the "
                 "cluster has free GPUs or CPUs, then submit again."
             )
 

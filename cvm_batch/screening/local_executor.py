@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Thread
@@ -45,6 +46,7 @@ class LocalExecutor:
         self._hangs = False
         self._serving: set[int] = set()
         self._events: queue.Queue[Event | BaseException] = queue.Queue()
+        self._fatal: BaseException | None = None
 
     def hardware(self) -> Hardware:
         return hardware_here()
@@ -67,15 +69,18 @@ class LocalExecutor:
 
     def wait(self, timeout: float) -> list[Event]:
         events: list[Event] = []
-        try:
-            while True:
+        with suppress(queue.Empty):
+            while self._fatal is None:
                 event = self._events.get(timeout=0 if events else timeout)
                 if isinstance(event, BaseException):
-                    raise _abort(event) from event
-                events.append(event)
-        except queue.Empty:
-            self._serving |= {one.replica for one in events if isinstance(one, ReplicaReady)}
-            return [*events, *self._progress()]
+                    self._fatal = event
+                else:
+                    events.append(event)
+        # What was answered before is told first, and so committed.
+        if self._fatal is not None and not events:
+            raise _abort(self._fatal) from self._fatal
+        self._serving |= {one.replica for one in events if isinstance(one, ReplicaReady)}
+        return [*events, *self._progress()]
 
     def _progress(self) -> Iterator[Event]:
         """Signs of life are this process's: among several replicas, one that hangs is only found

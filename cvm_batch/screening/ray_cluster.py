@@ -17,12 +17,20 @@ from ray._private.state import available_resources_per_node
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import UsageError
 from cvm_batch.memory import let_children_keep_freed_memory
+from cvm_batch.screening.executor import hardware_here
 from cvm_batch.screening.shares import Node, Share
 
 #: A node that does not answer at once is taken for lost.
 _ANSWER_SECONDS = 2.0
 #: By then Ray has noticed a dead node itself, and one that it still has is alive.
 _RAY_NOTICES_SECONDS = 60.0
+
+
+def this_machine() -> Node:
+    """As the only node of a Ray of its own, that is not up yet."""
+    hardware, cpus = hardware_here(), usable_cpus()
+    gpus = hardware.processors if hardware.device_type == "cuda" else 0
+    return Node("", cpus, gpus, cpus, gpus)
 
 
 class RayCluster:

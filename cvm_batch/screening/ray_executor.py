@@ -19,7 +19,6 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import (
     BundleError,
     CommitError,
@@ -35,11 +34,10 @@ from cvm_batch.screening.executor import (
     ReplicaLost,
     ReplicaProgress,
     ReplicaReady,
-    hardware_here,
 )
 from cvm_batch.screening.ray_actor import ReplicaActor
 from cvm_batch.screening.ray_calls import Actor, Call, Kind
-from cvm_batch.screening.ray_cluster import Bids, RayCluster
+from cvm_batch.screening.ray_cluster import Bids, RayCluster, this_machine
 from cvm_batch.screening.settings import DecodeOn
 from cvm_batch.screening.shares import MAX_FAILED_STARTS, Fleet, Node, Share, Sizing
 from cvm_batch.screening.visibility import Needs, probe_arrived
@@ -55,8 +53,8 @@ _LOOK_SECONDS = 5.0
 _BUSY_SECONDS = 60.0
 #: Nodes that are asked for at once.
 _MOST_BIDS = 8
-#: A replica that has had no room for so long goes where there is some.
-_PLACED_SECONDS = 30.0
+#: A replica that has had no room for so long goes where there is some. Longer than a look takes.
+_PLACED_SECONDS = 150.0
 #: While replicas die and none answers a lease for so long, nothing is to be expected any more.
 _HOPE_SECONDS = 1800.0
 #: Weights from a cold share, and a network that is compiled, may take minutes to start.
@@ -88,29 +86,29 @@ class RayExecutor:
         self._needs: Needs | None = None
         self._actors: dict[int, Actor] = {}
         self._placed: dict[int, float] = {}
-        """Those whose process runs on its node, since when."""
+        """Those that have had their look at their node, since when."""
         self._serving: set[int] = set()
         self._same_results: set[str] = set()
         """Nodes of which it is known that they write to the driver's results folder."""
         self._calls: dict[Any, Call] = {}
         self._lost_already: list[Event] = []
+        self._fatal: CvmBatchError | None = None
+        """Ends the run at the next turn: what was answered in this one is committed first."""
         self._gone: set[str] = set()  # nodes that were found lost in this turn
         self._next_replica = 0
-        self._asked_at = 0.0
         # Ray's own processes are killed when the thread ends that started them (PR_SET_PDEATHSIG):
         # so this one is kept until all is over.
         self._starter = ThreadPoolExecutor(1, "start Ray")
         self._starting: Future[None] | None = None
-        self._looked_at = self._began_at = 0.0
+        self._asked_at = self._looked_at = self._began_at = self._idle_at = 0.0
         self._wanted_at = math.inf
         """When a share is to be tried again, as far as that was before the next look."""
         self._bids = Bids()
-        self._idle_at = 0.0
         self._answered_at: float | None = None
 
     def hardware(self) -> Hardware:
         if self._cluster.address is None:
-            nodes = [_this_machine()]  # Ray is started later: a run may find nothing to do
+            nodes = [this_machine()]  # Ray is started later: a run may find nothing to do
         else:
             self._cluster.connect()
             nodes = self._cluster.nodes()
@@ -144,8 +142,9 @@ class RayExecutor:
         self._calls[actor.classify.remote(lease)] = Call(replica, Kind.LEASE, lease.number)
 
     def wait(self, timeout: float) -> list[Event]:
+        if self._fatal is not None:
+            raise self._fatal
         self._ask_for_progress()
-        self._follow_the_cluster()
         # Progress is no reason to wake up: it is taken along with what is.
         calls = [ref for ref, call in self._calls.items() if call.kind is not Kind.PROGRESS]
         if self._lost_already:
@@ -160,6 +159,8 @@ class RayExecutor:
         if self._gone:
             self._drop_those_on(self._gone)  # idle ones do not say so
             self._gone.clear()
+        # Now that all answers are read: this process may have waited for its results' store.
+        self._follow_the_cluster()
         lost, self._lost_already = self._lost_already, []
         # Losses last: what such a replica has answered just now is its work all the same.
         return [*(event for event in found if event is not None), *lost]
@@ -334,7 +335,7 @@ class RayExecutor:
         self._gone.add(node)
         return Loss.NODE_LOST
 
-    def _failed(self, call: Call, error: RayTaskError) -> Event:
+    def _failed(self, call: Call, error: RayTaskError) -> Event | None:
         """What to make of an exception in a replica."""
         cause = error.cause
         share = self._share_of(call)
@@ -348,7 +349,8 @@ class RayExecutor:
             # What it held is not to blame, and goes to others.
             return replace(self._lost(call, str(cause)), loss=Loss.PREEMPTED)
         if isinstance(cause, CvmBatchError):
-            raise cause from None
+            self._fatal = cause
+            return None
         # The device or the process is not to be trusted any more.
         return self._lost(call, repr(cause))
 
@@ -371,16 +373,16 @@ class RayExecutor:
         return ReplicaLost(call.replica, detail, loss)
 
     def _check_hope(self, nodes: Sequence[Node], detail: str) -> None:
-        """Raise RunAbortedError where trying on would only keep the results folder."""
+        """End the run where trying on would only keep the results folder."""
         if self._answered_at is None and not self._actors and self._fleet.hopeless(nodes):
-            raise RunAbortedError(
+            self._fatal = RunAbortedError(
                 f"{MAX_FAILED_STARTS} replicas in a row were lost before they could serve; the "
                 f"last one: {detail}. Check the nodes' memory, drivers and mounts, then submit "
                 "again."
             )
         silent = time.monotonic() - (self._answered_at or self._began_at)
         if not self._serving and silent > _HOPE_SECONDS:
-            raise RunAbortedError(
+            self._fatal = RunAbortedError(
                 f"Replicas die, and none has answered for {silent / 60:.0f} minutes; the last "
                 f"one: {detail}. Check the nodes' memory, drivers and mounts, then submit again."
             )
@@ -392,9 +394,3 @@ class RayExecutor:
         ray.kill(actor.handle)
         self._calls = {ref: call for ref, call in self._calls.items() if call.replica != replica}
         return actor.share
-
-
-def _this_machine() -> Node:
-    hardware, cpus = hardware_here(), usable_cpus()
-    gpus = hardware.processors if hardware.device_type == "cuda" else 0
-    return Node("", cpus, gpus, cpus, gpus)

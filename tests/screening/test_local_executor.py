@@ -10,6 +10,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
+from cvm_batch.errors import RunAbortedError
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
@@ -63,6 +66,30 @@ def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert [one.tiles for one in before] == [0]
     assert [one.tiles for one in after] == [TILES]
     assert after[0].signs > before[0].signs
+
+
+def test_what_was_answered_before_the_replica_failed_is_told_first(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """And so committed: the next submit need not do it again."""
+    making.write_zip(tmp_path / "a.zip", coloured_tiles(range(TILES)))
+    results = ResultsFolder(tmp_path / "results")
+    results.prepare()
+    part = Part(planned(tmp_path / "a.zip"), 0, TILES)
+    with closing(LocalExecutor()) as executor:
+        executor.start(spec_of(tiny_bundle, results))
+        until(executor, ReplicaReady)
+        executor.submit(0, Lease(0, (part,)))
+        while executor._events.empty():
+            time.sleep(0.01)
+        executor.submit(7, Lease(1, (part,)))  # there is no such replica
+        while executor._events.qsize() < 2:
+            time.sleep(0.01)
+        told = executor.wait(0.1)
+        assert [event.lease for event in told if isinstance(event, LeaseDone)] == [0]
+        for _ in range(2):
+            with pytest.raises(RunAbortedError, match="failed: KeyError"):
+                executor.wait(0.1)
 
 
 def test_what_a_replica_says_of_itself_is_read_without_pytorch(

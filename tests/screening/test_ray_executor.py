@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,16 @@ import pytest
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from safetensors.numpy import load_file, save_file
 
-from cvm_batch.errors import ExitCode, RunAbortedError, SentinelError, UsageError
+from cvm_batch.errors import (
+    CommitError,
+    ExitCode,
+    RunAbortedError,
+    SentinelError,
+    UsageError,
+)
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import SENTINELS_FILE, SPEC_FILE, Bundle, file_sha256
 from cvm_batch.model.precision import Precision
@@ -35,7 +43,7 @@ from cvm_batch.screening.ray_calls import Actor, Call, Kind
 from cvm_batch.screening.ray_executor import START_SECONDS, RayExecutor
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import DecodeOn, ExecutorKind, Settings
-from cvm_batch.screening.shares import Share
+from cvm_batch.screening.shares import Node, Share
 from cvm_batch.screening.summary import Progress, RunSummary
 from cvm_batch.screening.visibility import Needs
 from cvm_batch.screening.work import Lease, Loss, Part
@@ -223,14 +231,11 @@ def test_a_lost_node_takes_its_idle_replicas_with_it_at_once(
     assert {event.replica: event.loss for event in lost} == dict.fromkeys(there, Loss.NODE_LOST)
 
 
-def test_what_was_answered_before_a_node_was_lost_is_told_before_the_loss(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Else the answer would be nobody's, and a replica ready that is gone."""
+def answering(monkeypatch: pytest.MonkeyPatch, answers: Mapping[Call, Any]) -> RayExecutor:
+    """One without a cluster, whose replicas have just given these answers, or died of them."""
     executor = RayExecutor()
-    answers: dict[str, Any] = {"lost": RayActorError(), "started": "info", "done": ["outcome"]}
 
-    def get(call: str) -> Any:
+    def get(call: Call) -> Any:
         if isinstance(answers[call], Exception):
             raise answers[call]
         return answers[call]
@@ -239,20 +244,34 @@ def test_what_was_answered_before_a_node_was_lost_is_told_before_the_loss(
         wait=lambda calls, **_: (calls, []), get=get, kill=lambda actor: None, remote=ray.remote
     )
     monkeypatch.setattr(ray_executor, "ray", fake)
-    for name in ("_ask_for_progress", "_follow_the_cluster"):
-        monkeypatch.setattr(executor, name, lambda: None)
+    monkeypatch.setattr(executor, "_ask_for_progress", lambda: None)
     monkeypatch.setattr(executor, "_fill", lambda nodes: None)
-    executor._cluster = cast(Any, SimpleNamespace(lost=lambda node: True, nodes=list))
-    executor._fleet = cast(Any, SimpleNamespace(started=id, answered=id))
-    for replica in range(3):
-        share = Share("node", replica, 0, 1, 1)
-        executor._actors[replica] = Actor(None, share, cast(Any, None), 0.0)
-    executor._calls = {
-        "lost": Call(0, Kind.LEASE, 10),
-        "started": Call(1, Kind.START),
-        "done": Call(2, Kind.LEASE, 11),
-    }
-    executor._serving = {0, 2}
+    executor._cluster = cast(
+        Any, SimpleNamespace(lost=lambda node: True, nodes=list, address=None, close=id)
+    )
+    executor._fleet = cast(Any, SimpleNamespace(started=id, answered=id, misplaced=lambda *_: []))
+    executor._looked_at = math.inf
+    for call in answers:
+        share = Share("node", call.replica, 0, 1, 1)
+        executor._actors[call.replica] = Actor(None, share, cast(Any, None), 0.0)
+        executor._calls[call] = call
+        if call.kind is Kind.LEASE:
+            executor._serving.add(call.replica)
+    return executor
+
+
+def test_what_was_answered_before_a_node_was_lost_is_told_before_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the answer would be nobody's, and a replica ready that is gone."""
+    executor = answering(
+        monkeypatch,
+        {
+            Call(0, Kind.LEASE, 10): RayActorError(),
+            Call(1, Kind.START): "info",
+            Call(2, Kind.LEASE, 11): ["outcome"],
+        },
+    )
     told = [(type(event), event.replica) for event in executor.wait(0.0)]
     assert sorted(told[:3], key=lambda each: each[1]) == [
         (ReplicaLost, 0),
@@ -261,6 +280,33 @@ def test_what_was_answered_before_a_node_was_lost_is_told_before_the_loss(
     ]
     assert sorted(told[3:], key=lambda each: each[1]) == [(ReplicaLost, 1), (ReplicaLost, 2)]
     assert executor._actors == {}
+
+
+def test_what_was_answered_with_a_fatal_error_is_told_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And so committed: the next submit need not do it again."""
+    full = RayTaskError("classify", "traceback", CommitError("the disk is full"))
+    executor = answering(
+        monkeypatch, {Call(0, Kind.LEASE, 10): full, Call(1, Kind.LEASE, 11): ["outcome"]}
+    )
+    monkeypatch.setattr(executor, "_goes_on_without", lambda node, error: False)
+    assert [(type(event), event.replica) for event in executor.wait(0.0)] == [(LeaseDone, 1)]
+    for _ in range(2):
+        with pytest.raises(CommitError, match="the disk is full"):
+            executor.wait(0.0)
+
+
+def test_a_replica_whose_start_nobody_read_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver may have waited for its results' store for longer than a start may take."""
+    executor = answering(monkeypatch, {Call(0, Kind.START): "info"})
+    executor._cluster = cast(
+        Any, SimpleNamespace(nodes=lambda: [Node("node", 2, 0, 1, 0)], address=None)
+    )
+    executor._looked_at = -math.inf
+    executor._placed = {0: time.monotonic() - START_SECONDS - 100}
+    (event,) = executor.wait(0.0)
+    assert isinstance(event, ReplicaReady)
 
 
 def test_nodes_that_lack_a_share_cost_nothing_but_themselves(

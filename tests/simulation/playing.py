@@ -49,7 +49,7 @@ BUNDLE = cast(
         ),
     ),
 )
-_SPEC = cast(ReplicaSpec, SimpleNamespace(run=SimpleNamespace(run_id="run"), precision="fp32"))
+SPEC = cast(ReplicaSpec, SimpleNamespace(run=SimpleNamespace(run_id="run"), precision="fp32"))
 
 
 @dataclass
@@ -132,11 +132,11 @@ def _play(
         drivers += 1
         commits = SimulatedCommits(visible)
         known = len(numbers) - min(late, len(numbers) - 1)
-        asked = _Wishes(numbers[:known], _plan(night, numbers[known:]), luck)
+        asked = _Wishes(numbers[:known], plan_of(night, numbers[known:]), luck)
         driver = Driver(
-            _plan(night, numbers[:known]),
+            plan_of(night, numbers[:known]),
             BUNDLE,
-            _SPEC,
+            SPEC,
             cast(Executor, world),
             commits,
             cast(Clock, clock),
@@ -285,7 +285,7 @@ def _left(night: Night, numbers: list[int]) -> Night:
     return Night(**arguments)
 
 
-def _plan(night: Night, numbers: list[int]) -> Plan:
+def plan_of(night: Night, numbers: list[int]) -> Plan:
     slides = tuple(
         PlannedSlide(
             slide_id=_name(number),

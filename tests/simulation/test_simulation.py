@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar, cast
 
 import pytest
 
+from cvm_batch.errors import RunAbortedError
 from cvm_batch.results.slides import SlideRow
-from tests.simulation.playing import play
-from tests.simulation.world import Night, Weather
+from cvm_batch.screening.clock import Clock
+from cvm_batch.screening.driver import Driver
+from cvm_batch.screening.executor import Event, Executor, ReplicaLost
+from cvm_batch.screening.work import ReplicaSpec
+from tests.simulation.playing import BUNDLE, SPEC, SimulatedCommits, plan_of, play
+from tests.simulation.world import Night, VirtualClock, Weather
 
 CALM = Weather()
 ROUGH = Weather(
@@ -218,3 +224,25 @@ def test_five_thousand_replicas() -> None:
     luck = random.Random(9)
     tiles = [luck.randint(1, 4_000) for _ in range(50_000)]
     play(Night(tiles=tiles, replicas=5_000, weather=Weather(death=0.005)), 9, checked=False)
+
+
+def test_a_run_that_nobody_serves_tells_what_became_of_the_last_replica() -> None:
+    """A GPU that computes wrongly is not to be taken for one that is not free."""
+    clock = VirtualClock()
+
+    class Nobody:
+        told: ClassVar[list[Event]] = [ReplicaLost(0, "the sentinels differ.")]
+
+        def start(self, spec: ReplicaSpec) -> None: ...
+
+        def wait(self, timeout: float) -> list[Event]:
+            clock.time += 100
+            told, self.told = self.told, []
+            return told
+
+    plan = plan_of(Night(tiles=[5], replicas=0), [0])
+    commits = SimulatedCommits([])
+    executor, now = cast(Executor, Nobody()), cast(Clock, clock)
+    driver = Driver(plan, BUNDLE, SPEC, executor, commits, now)
+    with pytest.raises(RunAbortedError, match=r"within 600 s. .*lost: the sentinels differ\."):
+        driver.drive(lambda progress: None, lambda: False)
