@@ -68,19 +68,24 @@ class LocalExecutor:
         self._pool.submit(self._classify, replica, lease)
 
     def wait(self, timeout: float) -> list[Event]:
-        events: list[Event] = []
-        with suppress(queue.Empty):
-            while self._fatal is None:
-                event = self._events.get(timeout=0 if events else timeout)
-                if isinstance(event, BaseException):
-                    self._fatal = event
-                else:
-                    events.append(event)
-        # What was answered before is told first, and so committed.
+        events = self._told(timeout) if self._fatal is None else []
+        # What was answered until then is told first, and so committed.
         if self._fatal is not None and not events:
             raise _abort(self._fatal) from self._fatal
         self._serving |= {one.replica for one in events if isinstance(one, ReplicaReady)}
         return [*events, *self._progress()]
+
+    def _told(self, timeout: float) -> list[Event]:
+        """All that is there, or what comes first."""
+        events: list[Event] = []
+        with suppress(queue.Empty):
+            while True:
+                told = self._events.get(timeout=0 if events or self._fatal else timeout)
+                if isinstance(told, BaseException):
+                    self._fatal = self._fatal or told
+                else:
+                    events.append(told)
+        return events
 
     def _progress(self) -> Iterator[Event]:
         """Signs of life are this process's: among several replicas, one that hangs is only found

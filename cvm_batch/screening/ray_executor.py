@@ -160,7 +160,8 @@ class RayExecutor:
             self._drop_those_on(self._gone)  # idle ones do not say so
             self._gone.clear()
         # Now that all answers are read: this process may have waited for its results' store.
-        self._follow_the_cluster()
+        if self._fatal is None:
+            self._follow_the_cluster()
         lost, self._lost_already = self._lost_already, []
         # Losses last: what such a replica has answered just now is its work all the same.
         return [*(event for event in found if event is not None), *lost]
@@ -349,7 +350,7 @@ class RayExecutor:
             # What it held is not to blame, and goes to others.
             return replace(self._lost(call, str(cause)), loss=Loss.PREEMPTED)
         if isinstance(cause, CvmBatchError):
-            self._fatal = cause
+            self._fatal = self._fatal or cause
             return None
         # The device or the process is not to be trusted any more.
         return self._lost(call, repr(cause))
@@ -375,14 +376,14 @@ class RayExecutor:
     def _check_hope(self, nodes: Sequence[Node], detail: str) -> None:
         """End the run where trying on would only keep the results folder."""
         if self._answered_at is None and not self._actors and self._fleet.hopeless(nodes):
-            self._fatal = RunAbortedError(
+            self._fatal = self._fatal or RunAbortedError(
                 f"{MAX_FAILED_STARTS} replicas in a row were lost before they could serve; the "
                 f"last one: {detail}. Check the nodes' memory, drivers and mounts, then submit "
                 "again."
             )
         silent = time.monotonic() - (self._answered_at or self._began_at)
         if not self._serving and silent > _HOPE_SECONDS:
-            self._fatal = RunAbortedError(
+            self._fatal = self._fatal or RunAbortedError(
                 f"Replicas die, and none has answered for {silent / 60:.0f} minutes; the last "
                 f"one: {detail}. Check the nodes' memory, drivers and mounts, then submit again."
             )

@@ -22,8 +22,8 @@ from cvm_batch.screening.work import SlideSource
 
 #: Archives that stay open though no part is being read from them.
 _KEEP = 4
-#: A check this cheap is made at the start and the end of every part; a dearer one takes at
-#: most one twentieth of the time.
+#: A check this cheap is made at the start of every part, unless it has just opened the archive,
+#: and at its end; a dearer one takes at most one twentieth of the time.
 _CHEAP_CHECK_SECONDS = 0.05
 _REST_AFTER_CHECK = 20
 
@@ -71,7 +71,7 @@ class Shelf:
                 if entry.archive is None:
                     entry.archive = self._open_slide(slide)
                     signs.note()
-                    # Opening has just looked at all its files.
+                if entry.info is None:  # just opened, or whoever opened it was refused
                     info = entry.info = _as_planned(entry.archive.info, slide)
                 else:
                     info = self._check(slide, entry)
@@ -98,7 +98,7 @@ class Shelf:
 
     def _check(self, slide: SlideSource, entry: _Entry) -> SlideInfo:
         assert entry.archive is not None
-        assert entry.info is not None  # since it was opened
+        assert entry.info is not None  # since it was taken
         started = time.monotonic()
         if started >= entry.check_due:
             entry.info = _as_planned(entry.archive.describe(), slide)

@@ -246,9 +246,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, answers: Mapping[Call, Any]) -> R
     monkeypatch.setattr(ray_executor, "ray", fake)
     monkeypatch.setattr(executor, "_ask_for_progress", lambda: None)
     monkeypatch.setattr(executor, "_fill", lambda nodes: None)
-    executor._cluster = cast(
-        Any, SimpleNamespace(lost=lambda node: True, nodes=list, address=None, close=id)
-    )
+    executor._cluster = cast(Any, SimpleNamespace(lost=lambda node: True, nodes=list, address=None))
     executor._fleet = cast(Any, SimpleNamespace(started=id, answered=id, misplaced=lambda *_: []))
     executor._looked_at = math.inf
     for call in answers:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
-from cvm_batch.errors import InputChangedError
+from cvm_batch.errors import InputChangedError, ReadError
 from cvm_batch.screening.shelf import Shelf
 from cvm_batch.screening.work import SlideSource
 from tests.doubles import MemoryArchive
@@ -61,6 +63,24 @@ def test_a_check_is_made_of_the_archive_in_use() -> None:
     opened.archives[0].identity = "another"
     with pytest.raises(InputChangedError):
         shelf.check(second)
+
+
+def test_who_waited_for_an_archive_that_is_refused_is_told_the_same() -> None:
+    """Not that there is a fault in the program: what may pass would not be tried again."""
+    waiting = threading.Event()
+
+    class Slow(MemoryArchive):
+        def describe(self) -> SlideInfo:
+            assert waiting.wait(60)
+            raise ReadError("the share is away")
+
+    shelf = Shelf(lambda slide: Slow(np.zeros((5, 8, 8, 3), np.uint8)))
+    with ThreadPoolExecutor(2) as pool:
+        taken = [pool.submit(shelf.take, SLIDE) for _ in range(2)]
+        while SLIDE not in shelf._entries or shelf._entries[SLIDE].users < 2:
+            time.sleep(0.001)
+        waiting.set()
+        assert {type(each.exception(60)) for each in taken} == {ReadError}
 
 
 def test_a_dear_check_takes_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
