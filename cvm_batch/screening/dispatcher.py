@@ -173,7 +173,7 @@ class Dispatcher:
         ]
 
     def note_progress(self, replica: int, tiles: int, now: float, signs: int = 0) -> None:
-        """``tiles``: classified by the replica since it began to serve. ``signs``: a number
+        """``tiles``: what the replica is done with since it began to serve. ``signs``: a number
         that grows with whatever else it gets done."""
         state = self._replicas.get(replica)
         if state is not None:

@@ -53,5 +53,5 @@ class ReplicaActor:
         return self._replica.classify(lease)
 
     def progress(self) -> tuple[int, int]:
-        """Tiles classified, and signs of other work."""
+        """Tiles done with, and signs of other work."""
         return self._replica.tiles_done, self._replica.signs

@@ -66,6 +66,7 @@ class Replica:
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._tiles_done = 0
+        self._counting = threading.Lock()
         self._device_name = _name_of(device or default_device())
         warming = self._finishers.submit(_warm_up)
         self._engine = start_engine(
@@ -107,6 +108,7 @@ class Replica:
         blocks = ReadAhead(tallies, self._shelf, self._decoders, ahead)
         running: deque[tuple[Batch, Future[Classified]]] = deque()
         finishing = Finishing(lease.number, self._files, self._finishers)
+        classified = 0
         try:
             with self._turn:
                 for batch in batches(blocks, self._engine.batch_size):
@@ -114,20 +116,22 @@ class Replica:
                         raise RunAbortedError("The replica was closed while a lease was running.")
                     running.append((batch, self._engine.start(batch.tiles)))
                     if len(running) > _BATCHES_AHEAD * self._engine.lanes:
-                        self._count(*running.popleft(), finishing)
+                        classified += self._count(*running.popleft(), finishing)
             # The next lease's first batch may follow the last one without a gap.
             while running:
-                self._count(*running.popleft(), finishing)
+                classified += self._count(*running.popleft(), finishing)
         finally:
             blocks.close()
         for tally in tallies:
             finishing.add(tally)  # those that failed, or whose last tiles were unreadable
+        self._note_done(lease.tiles - classified)  # of parts that failed, or unreadable
         outcomes = finishing.outcomes()
         return [outcomes[tally] for tally in tallies]
 
     @property
     def tiles_done(self) -> int:
-        """Tiles classified since the replica began to serve."""
+        """Tiles that it has classified or given up since it began to serve: all of every lease
+        that it has answered."""
         return self._tiles_done
 
     @property
@@ -136,7 +140,8 @@ class Replica:
         opened, parts ended."""
         return signs.seen()
 
-    def _count(self, batch: Batch, result: Future[Classified], finishing: Finishing) -> None:
+    def _count(self, batch: Batch, result: Future[Classified], finishing: Finishing) -> int:
+        """Returns the number of its tiles."""
         found = result.result()
         start = 0
         for tally, tiles in batch.owners:
@@ -147,7 +152,12 @@ class Replica:
             start += len(tiles)
             if tally.complete:
                 finishing.add(tally)
-        self._tiles_done += start
+        self._note_done(start)
+        return start
+
+    def _note_done(self, tiles: int) -> None:
+        with self._counting:  # two leases are being classified
+            self._tiles_done += tiles
 
     def close(self) -> None:
         """Give up what runs, at the next batch. Calling it twice is harmless."""

@@ -67,7 +67,7 @@ class Serving:
         self._learn_speed(counted, now, window)
 
     def tell(self, tiles: int, signs: int, now: float) -> None:
-        """``tiles`` classified and ``signs`` of other work, since it began to serve."""
+        """``tiles`` done with and ``signs`` of other work, since it began to serve."""
         if tiles > self._tiles_seen or signs > self._signs_seen:
             self.last_sign = now
         self._tiles_seen = max(self._tiles_seen, tiles)

@@ -25,6 +25,7 @@ from cvm_batch.screening.work import Lease, Part, ReplicaSpec
 from tests.archives import making
 from tests.conftest import coloured_tiles
 from tests.screening.test_cluster_decoding import planned
+from tests.screening.test_run import flip_byte_in_member
 
 TILES = 30
 
@@ -66,6 +67,20 @@ def test_signs_of_life_between_answers(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert [one.tiles for one in before] == [0]
     assert [one.tiles for one in after] == [TILES]
     assert after[0].signs > before[0].signs
+
+
+def test_what_could_not_be_classified_is_done_with_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Else the driver would take as many tiles of each later lease for not begun."""
+    for name in ("bad.zip", "good.zip"):
+        making.write_zip(tmp_path / name, coloured_tiles(range(TILES)))
+    flip_byte_in_member(tmp_path / "bad.zip")
+    results = ResultsFolder(tmp_path / "results")
+    results.prepare()
+    parts = [Part(planned(tmp_path / name), 0, TILES) for name in ("bad.zip", "good.zip")]
+    with closing(Replica(spec_of(tiny_bundle, results))) as replica:
+        outcomes = replica.classify(Lease(0, tuple(parts)))
+        assert [outcome.failure is None for outcome in outcomes] == [False, True]
+        assert replica.tiles_done == 2 * TILES
 
 
 def test_what_was_answered_when_a_replica_fails_is_told_first(
