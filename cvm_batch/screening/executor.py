@@ -44,7 +44,7 @@ class ReplicaProgress:
 
     replica: int
     tiles: int
-    """Classified since it began to serve."""
+    """What it is done with since it began to serve."""
     signs: int = 0
     """Grows with whatever else it gets done: blocks read, bytes hashed or copied."""
 
