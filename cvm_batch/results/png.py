@@ -53,9 +53,10 @@ def _png_files(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     framed = np.zeros((min(most, len(tiles)), height + 1, 1 + 3 * width), np.uint8)
     for start in range(0, len(tiles), most):
         several = tiles[start : start + most]
-        for frame, tile in zip(framed, several, strict=False):
+        frames = framed[: len(several)]
+        for frame, tile in zip(frames, several, strict=True):
             frame[1:, 1:] = tile.reshape(height, -1)
-        lines = _filtered(framed[: len(several)])
+        lines = _filtered(frames)
         layout.fill(files[start : start + most], lines.reshape(len(several), -1))
     return files
 

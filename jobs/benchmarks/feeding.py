@@ -123,8 +123,8 @@ class ChecksumEngine:
 
 def start_checksum(bundle: Bundle, *, batch_size: int | None, **_: Any) -> ChecksumEngine:
     """In place of `cvm_batch.model.backends.starting.start_engine`."""
-    # Which needs them before it serves. A replica imports them in the background from its
-    # beginning on, and would compute beside that here.
+    # A real engine needs timm before it serves. A replica imports it in the background from its
+    # beginning on, and would classify beside that here.
     import_timm()
     return ChecksumEngine(len(bundle.spec.class_names), batch_size or checksum.BATCH)
 
