@@ -116,10 +116,10 @@ class PartFiles:
         n = len(cells)
         best = cells.probabilities.argmax(axis=1).astype(np.int32)
         owner = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece) for piece in pieces])
-        names = pa.array([one.slide_id for one in found])
+        names = pa.array([one.slide_id for one in found], pa.string())
         p_primary = pa.nulls(n, pa.float32()) if cells.p_primary is None else cells.p_primary
         return {
-            "slide_id": pa.DictionaryArray.from_arrays(owner, names),
+            "slide_id": names.take(pa.array(owner)),
             "index": pa.array(cells.index),
             "cell_id": pa.array(cells.cell_id, pa.string()),
             "x": pa.array(cells.xy[:, 0], from_pandas=True),

@@ -27,13 +27,12 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import manifest_names
 from cvm_batch.results.runs import read_runs
 from cvm_batch.results.schemas import CELLS, SLIDES, TOPS
+from cvm_batch.results.shared_files import Holding, SharedFiles, named
 from cvm_batch.results.slides import batch_names
 from cvm_batch.results.stores.arrow import reading_from
 
 _FORMAT = ds.ParquetFileFormat()
 _READS = frozenset((duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN))
-#: The slide whose newest row names a cells or tops file.
-_OF_SLIDE = pa.field("of_slide", pa.string())
 
 
 class View(StrEnum):
@@ -165,34 +164,22 @@ class Results:
         if view is View.RUNS:
             self._register("runs", read_runs(self._folder))
         else:
+            holdings = self._holdings(f"{view}_files")
             schema = CELLS if view is View.CELLS else TOPS
-            self._register(f"{view}_read", self._named(schema, f"{view}_files"))
-            read = self._connection.table(f"{view}_read")
-            read.project("of_slide AS slide_id, * EXCLUDE (of_slide, slide_id)").create_view(view)
+            self._register(f"{view}_read", SharedFiles.of(holdings, schema, self._filesystem))
+            self._register(f"{view}_named", named(holdings))
+            self._connection.execute(_VIEW_OF_FILES.format(view=view))
         self._there.add(view)
 
-    def _named(self, schema: pa.Schema, column: str) -> ds.Dataset:
-        """What the newest rows name: a fragment for each file and slide in it.
-
-        A slide asked for by its name costs its own files alone.
-        """
+    def _holdings(self, column: str) -> list[Holding]:
         slides = self._connection.table("slides")
-        named = slides.project(f"slide_id, unnest({column}) AS file").order("file").fetchall()
-        fragments = [
-            self._fragment(file, pc.field(_OF_SLIDE.name) == slide_id) for slide_id, file in named
-        ]
-        dataset = self._dataset(schema.append(_OF_SLIDE), fragments)
-        # Arrow knows which slide a fragment is read for, and skips the others' row groups.
-        return dataset.filter(pc.field("slide_id") == pc.field(_OF_SLIDE.name))
+        rows = slides.project(f"slide_id, unnest({column}) AS file").order("file").fetchall()
+        return [Holding(slide_id, self._folder.path_of(file)) for slide_id, file in rows]
 
-    def _fragment(self, name: str, where: pc.Expression | None = None) -> ds.ParquetFileFragment:
-        return _FORMAT.make_fragment(self._folder.path_of(name), self._filesystem, where)
-
-    def _dataset(
-        self, schema: pa.Schema, files: Sequence[str] | Sequence[ds.ParquetFileFragment]
-    ) -> ds.FileSystemDataset:
+    def _dataset(self, schema: pa.Schema, files: Sequence[str]) -> ds.FileSystemDataset:
         """Columns that a file of an earlier version lacks are null."""
-        fragments = [self._fragment(file) if isinstance(file, str) else file for file in files]
+        paths = map(self._folder.path_of, files)
+        fragments = [_FORMAT.make_fragment(path, self._filesystem) for path in paths]
         return ds.FileSystemDataset(fragments, schema, _FORMAT, self._filesystem)
 
     def _register(self, name: str, data: pa.Table | ds.Dataset) -> None:
@@ -224,6 +211,14 @@ def _note(unread: list[str], name: str, error: OSError) -> None:
     unread.append(f"{name}: {error.strerror}")
 
 
+#: What the newest rows name. IS TRUE: else DuckDB makes a join of it, of which it may well keep
+#: the side of the cells in memory, as it does not know how many they are.
+_VIEW_OF_FILES = """
+CREATE VIEW {view} AS
+SELECT * EXCLUDE (file)
+FROM {view}_read
+WHERE ((slide_id, file) IN (FROM {view}_named)) IS TRUE
+"""
 #: How DuckDB begins to tell what went wrong in a data set.
 _UNREADABLE = "reading the stream registered"
 

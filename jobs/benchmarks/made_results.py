@@ -164,7 +164,7 @@ def _cells(
     best = probabilities.argmax(axis=1).astype(np.int32)
     flat = pa.array(probabilities.reshape(-1))
     columns = {
-        "slide_id": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([slide_id])),
+        "slide_id": pa.repeat(slide_id, n),
         "index": np.arange(n),
         "cell_id": pa.array([f"cell-{number}" for number in range(n)]),
         "x": xy[0],

@@ -13,13 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 import cvm_batch.results
 from cvm_batch.errors import ResultsError, UsageError
@@ -27,7 +32,8 @@ from cvm_batch.results.cells import CellColumns, FoundCells, PartFiles
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.reading import Results, View
-from cvm_batch.results.schemas import SLIDES
+from cvm_batch.results.schemas import CELLS, SLIDES
+from cvm_batch.results.shared_files import Holding, SharedFiles
 from cvm_batch.results.slides import commit_slides
 from cvm_batch.screening import commits
 from cvm_batch.screening.run import run
@@ -240,6 +246,54 @@ def test_slides_that_share_one_file(made: ResultsFolder, row_groups: list[int]) 
     with Results(made.root) as results:
         found = results.query("SELECT slide_id, count(*) AS n FROM cells GROUP BY 1 ORDER BY 1")
         assert found.to_pylist() == [{"slide_id": "a", "n": 2}, {"slide_id": "b", "n": 3}]
+
+
+def test_a_file_is_opened_once_for_all_its_slides_and_not_for_others(
+    made: ResultsFolder, tmp_path: Path
+) -> None:
+    files = ["ab", "cd", "e"]
+    holdings = [Holding(slide, str(tmp_path / file)) for file in files for slide in file]
+    for file in files:
+        shared = join_files(made, *(write_cells(made, slide, [0, 1]) for slide in file))
+        shutil.copy(made.root / shared, tmp_path / file)
+    opened: list[str] = []
+
+    class Counted(LocalFileSystem):
+        def open(self, path: Any, *rest: Any, **options: Any) -> Any:
+            opened.append(Path(path).name)
+            return super().open(path, *rest, **options)
+
+    counted = PyFileSystem(FSSpecHandler(Counted(skip_instance_cache=True)))
+    shared_files = SharedFiles.of(holdings, CELLS, counted)
+    with duckdb.connect() as connection:
+        connection.register("cells", shared_files)
+
+        def ask(where: str) -> dict[str, int]:
+            opened.clear()
+            counts = f"SELECT slide_id, count(*) FROM cells {where} GROUP BY 1 ORDER BY 1"
+            return dict(connection.sql(counts).fetchall())
+
+        assert ask("") == dict.fromkeys("abcde", 2)
+        assert sorted(opened) == files
+        assert ask("WHERE slide_id = 'd'") == {"d": 2}
+        assert opened == ["cd"]
+        assert ask("WHERE slide_id IN ('e', 'a')") == {"a": 2, "e": 2}
+        assert sorted(opened) == ["ab", "e"]
+        assert ask("WHERE slide_id = 'f'") == {}
+        assert opened == []
+
+
+def test_of_a_shared_file_one_slide_is_read_without_the_others(made: ResultsFolder) -> None:
+    """By whoever heeds what row groups hold, as Arrow does."""
+    found = [
+        FoundCells(slide_id=name, cells=cell_columns([0, 1]), tops=None, top_tiles=())
+        for name in "abc"
+    ]
+    name = PartFiles(made, RUN, ["one", "two"]).write_cells("shared.parquet", found)
+    (fragment,) = ds.dataset(made.root / name).get_fragments()
+    (group,) = fragment.split_by_row_group(pc.field("slide_id") == "b")
+    assert group.row_groups[0].id == 1
+    assert group.to_table()["slide_id"].to_pylist() == ["b", "b"]
 
 
 def test_bundles_with_other_classes_side_by_side(made: ResultsFolder) -> None:

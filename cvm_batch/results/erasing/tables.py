@@ -42,14 +42,17 @@ def slides_in(results: ResultsFolder, name: str) -> set[str]:
 def rewrite_without(results: ResultsFolder, name: str, slide_id: str) -> None:
     """Leave the slide's rows out of a file. Raises ResultsError, CommitError."""
     table = read_table(results, name)
-    others = pc.not_equal(table["slide_id"].cast(pa.string()), slide_id)
-    left = _reencoded(table.filter(others), "slide_id")
+    at = table.column_names.index("slide_id")
+    # A dictionary, as files of earlier versions have one, would still list the slide.
+    names = table.field(at).with_type(pa.string())
+    table = table.set_column(at, names, table["slide_id"].cast(names.type))
+    left = table.filter(pc.not_equal(table["slide_id"], slide_id))
     results.replace(name, parquet_bytes(left, row_groups=_runs(left["slide_id"])))
 
 
 def _runs(column: pa.ChunkedArray) -> list[int]:
     """Lengths of what is equal in a row: a slide's cells stay a row group of their own."""
-    ends = pc.run_end_encode(column.combine_chunks().cast(pa.string())).run_ends.to_pylist()
+    ends = pc.run_end_encode(column.combine_chunks()).run_ends.to_pylist()
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -58,13 +61,3 @@ def _unreadable(results: ResultsFolder, name: str, error: Exception) -> ResultsE
         f"{results}/{name} cannot be read: {error}. `cvm-batch verify {results}` tells what "
         "else is damaged; copy the file back from a backup."
     )
-
-
-def _reencoded(table: pa.Table, column: str) -> pa.Table:
-    """The dictionary of a filtered column still holds what was left out."""
-    at = table.column_names.index(column)
-    field = table.schema.field(at)
-    if not pa.types.is_dictionary(field.type):
-        return table
-    fresh = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
-    return table.set_column(at, field, fresh)
