@@ -7,13 +7,13 @@ which finds as much once the pixels are differences.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Eight bits a channel, RGB, and the only methods of compression, filtering and no interlacing.
@@ -88,9 +88,9 @@ class _Layout:
             at += _BLOCK.size
             files[:, at : at + size] = block
             at += size
-        files[:, at : at + _SUM_BYTES] = _sums(zlib.adler32, 1, lines)
+        files[:, at : at + _SUM_BYTES] = _sums(zlib_ng.adler32, 1, lines)
         at += _SUM_BYTES
-        files[:, at : at + _SUM_BYTES] = _sums(zlib.crc32, 0, files[:, self._idat : at])
+        files[:, at : at + _SUM_BYTES] = _sums(zlib_ng.crc32, 0, files[:, self._idat : at])
         files[:, at + _SUM_BYTES :] = _row(self._end)
 
 
@@ -106,7 +106,7 @@ def _row(data: bytes) -> NDArray[np.uint8]:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    return len(data).to_bytes(4) + kind + data + zlib_ng.crc32(kind + data).to_bytes(4)
 
 
 def _sums(

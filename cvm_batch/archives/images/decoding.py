@@ -19,7 +19,6 @@ still decodes shows by the checksums of a zip or by a recorded digest alone.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
@@ -27,6 +26,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from zlib_ng import zlib_ng
 
 from cvm_batch.archives.limits import MAX_TILE_PIXELS
 from cvm_batch.errors import OverLimitError
@@ -147,7 +147,7 @@ def _check_chunks(data: bytes) -> None:
         if end + 4 > len(data):
             raise UndecodableError("it is cut short")
         kind = data[at + 4 : at + 8]
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+        if zlib_ng.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise UndecodableError(f"bad CRC-32 of its chunk {kind!r}")
         at = end + 4
 

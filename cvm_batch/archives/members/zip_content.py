@@ -7,13 +7,13 @@ those of PKWARE's APPNOTE.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from cvm_batch.archives.places.names import Names
 from cvm_batch.archives.places.place import OpenFile
@@ -100,7 +100,7 @@ def _content(file: OpenFile, record: Record, block: memoryview) -> bytes:
     if len(data) < record.packed:
         data = memoryview(file.read_at(record.header_at + start, record.packed))
     content = bytes(data) if record.method == STORED else _inflated(data, record.size)
-    if len(content) != record.size or zlib.crc32(content) != record.crc:
+    if len(content) != record.size or zlib_ng.crc32(content) != record.crc:
         raise _DamageError(f"is not what was packed: Bad CRC-32 or {len(content)} bytes")
     return content
 
@@ -185,7 +185,7 @@ def _data_start(block: memoryview, record: Record) -> int:
 
 def _is_named(name: bytes, flags: int, record: Record) -> bool:
     # Nearly all names are ASCII, which is the same in either encoding.
-    if zlib.crc32(name) == record.name_crc:
+    if zlib_ng.crc32(name) == record.name_crc:
         return True
     return crc_of(as_text(name, flags)) == record.name_crc
 
@@ -196,11 +196,11 @@ def _are_wide(numbers: tuple[int, ...], recorded: tuple[int, ...]) -> bool:
 
 
 def _inflated(data: memoryview, size: int) -> bytes:
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    stream = zlib_ng.decompressobj(-zlib_ng.MAX_WBITS)
     try:
         # One byte more than recorded: it shows a bomb, and lets an honest stream reach its end.
         content = stream.decompress(data, size + 1)
-    except zlib.error as error:
+    except zlib_ng.error as error:  # type: ignore[misc]  # in its stub it is no class
         raise _DamageError(f"does not unpack: {error}") from error
     if len(content) <= size and (not stream.eof or stream.unused_data):
         raise _DamageError("does not unpack: it is cut short, or goes on behind its end")
@@ -213,7 +213,7 @@ def as_text(name: bytes, flags: int) -> str:
 
 
 def crc_of(name: str) -> int:
-    return zlib.crc32(name.encode())
+    return zlib_ng.crc32(name.encode())
 
 
 def damaged(what: str) -> ChecksumMismatchError:

@@ -11,14 +11,14 @@ compare with.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numcodecs import LZ4, Blosc, Zstd, blosc  # type: ignore[import-untyped]
 from numcodecs.checksum32 import CRC32, CRC32C, Adler32  # type: ignore[import-untyped]
+from zlib_ng import zlib_ng
 
 from cvm_batch.errors import BadFormatError, UnsafeArchiveError
 
@@ -35,6 +35,8 @@ _ZSTD_MAGIC = 0xFD2FB528
 _ZSTD_HAS_CHECKSUM = 0x04
 #: The CRC-32C of any bytes that end with their own CRC-32C.
 _CRC32C_RESIDUE = 0x48674BC7
+#: What decoders raise for bytes that they do not take. In its stub, zlib_ng's is no class.
+_DAMAGE = (RuntimeError, ValueError, TypeError, struct.error, cast(Any, zlib_ng.error))
 
 
 class DamagedChunkError(ValueError):
@@ -66,7 +68,7 @@ def decode_chunk(codecs: Sequence[Codec], data: Data, limit: int, into: Target =
             data = codec.decode(data, limit + CHECKSUM_BYTES * inner, None if rest else into)
         except DamagedChunkError:
             raise
-        except (RuntimeError, ValueError, TypeError, struct.error, zlib.error) as error:
+        except _DAMAGE as error:
             raise DamagedChunkError(f"{codec.name}: {error}") from error
     return data
 
@@ -145,7 +147,7 @@ def _zstd_content_size(data: Data) -> int | None:
 
 def _inflate(window_bits: int) -> Callable[[Data, int, Target], Data]:
     def decode(data: Data, limit: int, into: Target) -> Data:
-        stream = zlib.decompressobj(window_bits)
+        stream = zlib_ng.decompressobj(window_bits)
         # One byte more than allowed: it shows a bomb, and lets an honest stream reach its
         # end, where its checksum is compared.
         out = stream.decompress(data, limit + 1)
@@ -199,8 +201,8 @@ _COMPRESSORS: Mapping[str, Callable[[Data, int, Target], Data]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,
-    "gzip": _inflate(16 + zlib.MAX_WBITS),
-    "zlib": _inflate(zlib.MAX_WBITS),
+    "gzip": _inflate(16 + zlib_ng.MAX_WBITS),
+    "zlib": _inflate(zlib_ng.MAX_WBITS),
 }
 #: With where numcodecs puts them when nothing else is said. Not fletcher32: numcodecs
 #: checks that with an assert, which `python -O` takes away.
