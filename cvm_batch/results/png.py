@@ -25,8 +25,9 @@ _MOST_STORED = 65_535
 #: Before each block: whether it is the last, its bytes, and the same again with bits turned.
 _BLOCK = struct.Struct("<BHH")
 _SUM_BYTES = 4
-#: Of more, zlib lets other threads take the interpreter's lock. To get it back, among threads
-#: that decode, takes longer than a checksum: the files of twenty tiles took 7 ms, and 1 alone.
+#: Of more, zlib-ng as zlib lets other threads take the interpreter's lock. To get it back, among
+#: threads that decode, takes longer than a checksum: with zlib, the files of twenty tiles took
+#: 7 ms, and 1 alone.
 _LOCKED_BYTES = 5_120
 #: Tiles that are filtered together: enough that numpy gives the lock away a few times for all of
 #: them, and few enough to stay in a core's cache and in memory that is used again.

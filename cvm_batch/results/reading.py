@@ -27,7 +27,7 @@ from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import manifest_names
 from cvm_batch.results.runs import read_runs
 from cvm_batch.results.schemas import CELLS, SLIDES, TOPS
-from cvm_batch.results.shared_files import Holding, SharedFiles, named
+from cvm_batch.results.shared_files import Holding, SharedFiles
 from cvm_batch.results.slides import batch_names
 from cvm_batch.results.stores.arrow import reading_from
 
@@ -166,8 +166,9 @@ class Results:
         else:
             holdings = self._holdings(f"{view}_files")
             schema = CELLS if view is View.CELLS else TOPS
-            self._register(f"{view}_read", SharedFiles.of(holdings, schema, self._filesystem))
-            self._register(f"{view}_named", named(holdings))
+            files = SharedFiles.of(holdings, schema, self._filesystem)
+            self._register(f"_{view}_in_files", files)
+            self._register(f"_{view}_holdings", files.holdings())
             self._connection.execute(_VIEW_OF_FILES.format(view=view))
         self._there.add(view)
 
@@ -216,8 +217,8 @@ def _note(unread: list[str], name: str, error: OSError) -> None:
 _VIEW_OF_FILES = """
 CREATE VIEW {view} AS
 SELECT * EXCLUDE (file)
-FROM {view}_read
-WHERE ((slide_id, file) IN (FROM {view}_named)) IS TRUE
+FROM _{view}_in_files
+WHERE ((slide_id, file) IN (FROM _{view}_holdings)) IS TRUE
 """
 #: How DuckDB begins to tell what went wrong in a data set.
 _UNREADABLE = "reading the stream registered"

@@ -25,6 +25,8 @@ class Adequacy(StrEnum):
 
 
 _COUNTS = pa.map_(pa.string(), pa.int64())
+#: Names that repeat.
+NAMES = pa.dictionary(pa.int32(), pa.string())
 _TIME = pa.timestamp("us", tz="UTC")
 
 SLIDES = pa.schema(
@@ -75,15 +77,15 @@ SLIDES = pa.schema(
 )
 
 _CELL = [
-    # No dictionary in Arrow's sense (the file has one all the same): of such a column, Arrow
-    # takes no notice of what row groups hold, and reads every one to find one slide.
+    # Not `NAMES`, as it once was: of a column with a dictionary, Arrow takes no notice of
+    # what row groups hold, and reads every one to find one slide. The file has one all the same.
     pa.field("slide_id", pa.string(), nullable=False),
     pa.field("index", pa.int64(), nullable=False),
     pa.field("cell_id", pa.string()),
     pa.field("x", pa.float64()),
     pa.field("y", pa.float64()),
     pa.field("padded", pa.bool_(), nullable=False),
-    pa.field("class", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    pa.field("class", NAMES, nullable=False),
     pa.field("confidence", pa.float32(), nullable=False),
     pa.field("p_primary", pa.float32()),
 ]
@@ -101,8 +103,3 @@ CELLS = pa.schema([*_CELL, pa.field("probabilities", pa.list_(pa.float32()), nul
 
 #: The most suspicious cells of a part, with the tile as a PNG file.
 TOPS = pa.schema([*_CELL, pa.field("png", pa.binary(), nullable=False)])
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """Without a dictionary, which names have in some versions and columns, each file another."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind

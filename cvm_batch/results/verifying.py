@@ -21,13 +21,15 @@ from cvm_batch.results.audit.checking import AuditCheck
 from cvm_batch.results.audit.log import Entry
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import RunState, manifest_names
-from cvm_batch.results.schemas import SLIDES, TOPS, Status, cells_schema, plain
+from cvm_batch.results.schemas import NAMES, SLIDES, TOPS, Status, cells_schema
 from cvm_batch.results.slides import batch_names
 
 #: Read tables of cells and tops, of which several slides may share one.
 _TABLES_KEPT = 8
 #: Columns that tables of an earlier schema version lack.
 _LATER = frozenset(("priority", "preparation", "listed", "padded", "top_classes"))
+#: Types that columns had then.
+_EARLIER = {"slide_id": NAMES}
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,8 @@ def _read(file: Any, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:
         raise _DamagedError(f"is damaged: {error}") from error
     for field in table.schema:
-        known = field.name in schema.names
-        if not known or plain(field.type) != plain(schema.field(field.name).type):
+        known = [schema.field(field.name).type] if field.name in schema.names else []
+        if field.type not in (*known, _EARLIER.get(field.name)):
             raise _DamagedError(f"has a column {field.name!r} of {field.type}, as no version has")
     for field in schema:
         _check_filled(table, field)

@@ -176,11 +176,11 @@ class Nightly:
         assert_tidy(results)
 
     @contextmanager
-    def submit(self, results: Path, watch: Watch) -> Iterator[Driver]:
+    def submit(self, results: Path, watch: Watch, *options: object) -> Iterator[Driver]:
         """A driver under way, which is gone at the end."""
         command = ["submit", self.slides, "--model", self.bundle.path, "--out", results]
         command += ["--address", self.cluster.address, "--allow-open-cluster", "--batch-size", 2]
-        command += ["--precision", "fp32", "--backend", "torch-eager"]
+        command += ["--precision", "fp32", "--backend", "torch-eager", *options]
         results.mkdir(exist_ok=True)
         known = set((results / "runs").glob("*.json"))
         log = results.parent / "driver.log"
@@ -289,6 +289,21 @@ class RealCluster:
             os.kill(process, signal.SIGKILL)
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    @contextmanager
+    def paused(self, node: Any) -> Iterator[list[int]]:
+        """Stop all processes of a node, as when its virtual machine is paused; lost in the end.
+
+        Yields the IDs of its workers, which may go on before the rest of it does.
+        """
+        daemon = self.daemon(node)
+        workers = children(daemon)
+        for process in (daemon, *workers):
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield workers
+        finally:
+            self.lose(node)
 
     @staticmethod
     def daemon(node: Any) -> int:

@@ -30,7 +30,7 @@ from cvm_batch.results.layout import RunName, slide_stem
 from cvm_batch.results.manifest import RunState
 from cvm_batch.results.parquet import parquet_bytes
 from cvm_batch.results.processes import Process
-from cvm_batch.results.schemas import SLIDES
+from cvm_batch.results.schemas import NAMES, SLIDES
 from cvm_batch.results.sealing import exclusive
 from cvm_batch.results.slides import commit_slides, newest_rows
 from cvm_batch.results.verifying import verify_results
@@ -361,15 +361,14 @@ def test_a_slide_is_erased_from_object_storage(two_nights: Nights) -> None:
 # Files that slides share, and files that no row names
 
 
-def share_files(root: Path) -> Path:
+def share_files(root: Path, names_as: pa.DataType = NAMES) -> Path:
     """Put the cells of all slides of the first run into one file, which each row names."""
     batch = sorted(root.glob("slides/**/*.parquet"))[0]
     rows = pq.ParquetFile(batch).read().to_pylist(maps_as_pydicts="strict")
     for column in ("cells_files", "tops_files"):
         names = sorted({name for row in rows for name in row[column]})
         table = pa.concat_tables([pq.ParquetFile(root / name).read() for name in names])
-        # As earlier versions wrote it.
-        table = table.set_column(0, "slide_id", table["slide_id"].dictionary_encode())
+        table = table.set_column(0, "slide_id", table["slide_id"].cast(names_as))
         shared = Path(names[0]).with_name("shared.parquet")
         (root / shared).write_bytes(parquet_bytes(table.unify_dictionaries()))
         for name in names:
@@ -383,8 +382,11 @@ def share_files(root: Path) -> Path:
     return sorted(root.glob("cells/**/shared.parquet"))[0]
 
 
-def test_a_file_that_other_slides_need_is_rewritten(results: ResultsFolder) -> None:
-    shared = share_files(results.root)
+@pytest.mark.parametrize("names_as", [pa.string(), NAMES], ids=["now", "in earlier versions"])
+def test_a_file_that_other_slides_need_is_rewritten(
+    results: ResultsFolder, names_as: pa.DataType
+) -> None:
+    shared = share_files(results.root, names_as)
     others = tables(results.root, HOSTILE[0])
     both, its_own = (files_of(results.root, HOSTILE[0], shared=each) for each in (True, False))
     erased = erase_slide(results, HOSTILE[0])

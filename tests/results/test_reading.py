@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -281,6 +283,44 @@ def test_a_file_is_opened_once_for_all_its_slides_and_not_for_others(
         assert sorted(opened) == ["ab", "e"]
         assert ask("WHERE slide_id = 'f'") == {}
         assert opened == []
+
+
+#: In a process of its own, which a crash ends.
+_MANY_SCANS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.compute as pc
+from pyarrow.fs import LocalFileSystem
+
+from cvm_batch.results.schemas import CELLS
+from cvm_batch.results.shared_files import Holding, SharedFiles
+
+files = SharedFiles.of([Holding("a", sys.argv[1])], CELLS, LocalFileSystem())
+
+def scan(number):
+    return files.scanner(columns=["index"], filter=pc.field("index") >= 1).to_table().num_rows
+
+with ThreadPoolExecutor(4) as pool:
+    assert set(pool.map(scan, range(1000))) == {40}
+"""
+
+
+def test_scans_at_once(made: ResultsFolder) -> None:
+    """A query that has the cells twice scans them twice, and Arrow's fragments bear one scan."""
+    found = [
+        FoundCells(slide_id=f"{slide}", cells=cell_columns([0, 1, 2]), tops=None, top_tiles=())
+        for slide in range(20)
+    ]
+    name = PartFiles(made, RUN, ["one", "two"]).write_cells("shared.parquet", found)
+    command = [sys.executable, "-c", _MANY_SCANS, str(made.root / name)]
+    subprocess.run(command, check=True)
+
+
+def test_cells_stay_out_of_a_query_s_memory(results: Results) -> None:
+    """What the rows name is kept beside them, not they."""
+    (plan,) = results.query("EXPLAIN FROM cells")["explain_value"].to_pylist()
+    assert "Join Type: MARK" in plan, "of which the side that is asked, the cells, is not kept"
 
 
 def test_of_a_shared_file_one_slide_is_read_without_the_others(made: ResultsFolder) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
-from cvm_batch.results.schemas import SLIDES
+from cvm_batch.results.schemas import NAMES, SLIDES
 from cvm_batch.results.verifying import verify_results
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
@@ -65,6 +65,11 @@ def a_file(results: Path, pattern: str) -> Path:
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.ParquetFile(path).read()), path)
+
+
+def as_type(table: pa.Table, column: str, kind: pa.DataType) -> pa.Table:
+    at = table.column_names.index(column)
+    return table.set_column(at, table.field(at).with_type(kind), table[column].cast(kind))
 
 
 def drop_last_row(table: pa.Table) -> pa.Table:
@@ -238,7 +243,27 @@ def test_tables_of_the_first_version_are_whole(results: Path) -> None:
     for folder, columns in later.items():
         for path in results.glob(f"{folder}/**/*.parquet"):
             rewrite(path, lambda table, columns=columns: table.drop_columns(columns))
+    for path in [*results.glob("cells/**/*.parquet"), *results.glob("tops/**/*.parquet")]:
+        rewrite(path, lambda table: as_type(table, "slide_id", NAMES))
     assert verify_results(results).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "column", "kind"),
+    [
+        ("cells/**/*.parquet", "class", pa.string()),
+        ("cells/**/*.parquet", "cell_id", NAMES),
+        ("slides/**/*.parquet", "run_id", NAMES),
+    ],
+)
+def test_a_column_of_another_type_is_found(
+    results: Path, pattern: str, column: str, kind: pa.DataType
+) -> None:
+    rewrite(a_file(results, pattern), lambda table: as_type(table, column, kind))
+    findings = verify_results(results).findings
+    assert findings
+    for finding in findings:
+        assert f"has a column {column!r} of {kind}, as no version has" in finding.what
 
 
 def test_results_without_a_manifest_do_not_add_up(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from cvm_batch.errors import ResultsError
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.reading import NamesFiles
-from cvm_batch.results.schemas import TOPS, plain
+from cvm_batch.results.schemas import TOPS
 
 
 def tops_of_each(results: ResultsFolder, slides: Sequence[NamesFiles]) -> Iterator[pa.Table]:
@@ -30,7 +30,13 @@ def tops_of_each(results: ResultsFolder, slides: Sequence[NamesFiles]) -> Iterat
         yield table.sort_by([("p_primary", "descending"), ("index", "ascending")])
 
 
-_PLAIN = pa.schema([pa.field(field.name, plain(field.type)) for field in TOPS])
+def _plain(field: pa.Field) -> pa.Field:
+    """Without a dictionary, which each file has another of."""
+    known = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return pa.field(field.name, known)
+
+
+_PLAIN = pa.schema([_plain(field) for field in TOPS])
 
 
 def _table(results: ResultsFolder, name: str, data: bytes | None) -> pa.Table:
