@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
@@ -30,8 +31,6 @@ class SharedFiles(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow is wit
     """
 
     _holdings: Sequence[Holding]
-    _by_slide: ds.FileSystemDataset
-    """A fragment for each holding; never read."""
 
     @classmethod
     def of(cls, holdings: Sequence[Holding], schema: pa.Schema, filesystem: FileSystem) -> Self:
@@ -43,11 +42,6 @@ class SharedFiles(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow is wit
         ]
         made = cls(files, schema, _FORMAT, filesystem)
         made._holdings = holdings
-        by_slide = [
-            _FORMAT.make_fragment(path, filesystem, pc.field("slide_id") == slide_id)
-            for slide_id, path in holdings
-        ]
-        made._by_slide = ds.FileSystemDataset(by_slide, schema, _FORMAT, filesystem)
         return made
 
     def holdings(self) -> pa.Table:
@@ -73,6 +67,15 @@ class SharedFiles(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow is wit
         ]
         scanned = ds.FileSystemDataset(fresh, self.schema, self.format, self.filesystem)
         return scanned.scanner(**options, cache_metadata=False)
+
+    @cached_property
+    def _by_slide(self) -> ds.FileSystemDataset:
+        """A fragment for each holding; never read."""
+        fragments = [
+            self.format.make_fragment(path, self.filesystem, pc.field("slide_id") == slide_id)
+            for slide_id, path in self._holdings
+        ]
+        return ds.FileSystemDataset(fragments, self.schema, self.format, self.filesystem)
 
 
 def _numbers(holdings: Sequence[Holding]) -> dict[str, int]:
