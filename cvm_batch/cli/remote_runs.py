@@ -78,7 +78,9 @@ def stop(client: JobsClient, submission_id: str | None, *, wait: bool, now: bool
     job = _find(client, submission_id)
     if job.state.ended:
         raise ClusterError(f"{job.submission_id} has ended already: {_state(job)}.")
-    if now or "out" not in job.metadata or not _left_a_marker(client, job):
+    # What has not begun holds no folder: a marker there would stop another run.
+    at_once = now or job.state is JobState.PENDING or "out" not in job.metadata
+    if at_once or not _left_a_marker(client, job):
         client.stop(job.submission_id)
     STDOUT.print(f"{job.submission_id} was asked to stop.")
     while wait and not client.seen(job.submission_id).state.ended:

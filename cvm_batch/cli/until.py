@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 
 import click
 
@@ -25,12 +25,14 @@ class Until(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
     name = "time"
 
     def convert(
-        self, value: str, param: click.Parameter | None, context: click.Context | None
+        self, value: object, param: click.Parameter | None, context: click.Context | None
     ) -> float:
-        found = moment(value, datetime.now().astimezone())
+        # A TOML file may hold a time that is none of a text.
+        text = f"{value:%H:%M}" if isinstance(value, time) else str(value)
+        found = moment(text, datetime.now().astimezone())
         if found is None:
             self.fail(
-                f"{value!r} is neither a time such as 06:00 or 20:00-06:00 nor 8h, 90m or 1h30m."
+                f"{text!r} is neither a time such as 06:00 or 20:00-06:00 nor 8h, 90m or 1h30m."
             )
         return found
 
@@ -51,11 +53,19 @@ def moment(text: str, now: datetime) -> float | None:
     return None
 
 
-def _next(time: str, now: datetime) -> datetime:
-    """When the clock on the wall shows ``time`` after ``now``."""
-    hour, minute = map(int, time.split(":"))
-    at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return _on_the_wall(at, days=int(at <= now))
+def _next(shown: str, now: datetime) -> datetime:
+    """When the clock on the wall shows a time after ``now``."""
+    hour, minute = map(int, shown.split(":"))
+    today = now.replace(tzinfo=None, hour=hour, minute=minute, second=0, microsecond=0)
+    moments = [*_moments(today), *_moments(today + timedelta(days=1))]
+    return next(at for at in moments if at > now)
+
+
+def _moments(wall: datetime) -> list[datetime]:
+    """When the clock shows ``wall``: twice in the hour that is set back. Of one that is skipped, as
+    long after it began as the time says."""
+    moments = sorted({wall.replace(fold=fold).astimezone() for fold in (0, 1)})
+    return [at for at in moments if at.replace(tzinfo=None) == wall] or moments[-1:]
 
 
 def _on_the_wall(at: datetime, *, days: int) -> datetime:

@@ -160,12 +160,13 @@ class Claims:
         On this host the process is looked up, which takes no time; of another host's, a beat
         is waited for. Raises ResultsError.
         """
-        newest = self.newest()
-        if newest is None or newest.released or newest.process.is_gone():
-            return None
-        if newest.process.is_of_this_host() or self._beats(newest, self.timing.glance):
-            return newest
-        return None
+        while True:
+            newest = self.newest()
+            if newest is None or newest.released or newest.process.is_gone():
+                return None
+            with suppress(ResultsInUseError):  # another came meanwhile: look at that one
+                lives = newest.process.lives() or self._beats(newest, self.timing.glance)
+                return newest if lives else None
 
     def _outwait(self, claim: Claim) -> None:
         """Return once it is the newcomer's turn. Raises ResultsInUseError."""
@@ -183,7 +184,8 @@ class Claims:
         first, watched, before = self._beat(claim), 0.0, time.monotonic()
         while watched < seconds:
             self._sleep(self.timing.look)
-            if self._beat(claim) != first:
+            beat = self._beat(claim)
+            if beat is not None and beat != first:  # it goes when the claim is let go
                 return True
             newest = self.newest()
             if newest is None or newest.released or newest.process.is_gone():

@@ -40,28 +40,42 @@ class Process:
             started=seen[1] if seen else 0,
         )
 
-    def is_of_this_host(self) -> bool:
-        """Whether `is_gone` can tell."""
+    def lives(self) -> bool | None:
+        """None where that cannot be seen from here: it is elsewhere, or another user's whose
+        processes this one may not look up."""
         here = Process.this()
         ours = (here.host, here.boot_id, here.pid_namespace)
-        return bool(self.boot_id) and (self.host, self.boot_id, self.pid_namespace) == ours
+        if not self.boot_id or (self.host, self.boot_id, self.pid_namespace) != ours:
+            return None
+        seen = _look_up(self.pid)
+        if seen is None:
+            return None if _is_hidden(self.pid) else False
+        return seen[0] not in _ENDED and seen[1] == self.started
 
     def is_gone(self) -> bool:
-        """Whether it is known to have ended: never of a process elsewhere."""
-        if not self.is_of_this_host():
-            return False
-        seen = _look_up(self.pid)
-        return seen is None or seen[0] in _ENDED or seen[1] != self.started
+        """Whether it is known to have ended."""
+        return self.lives() is False
 
 
 def _look_up(pid: int) -> tuple[str, int] | None:
-    """State, and start in clock ticks; None where there is no such process."""
+    """State, and start in clock ticks; None where there is no such process to be seen."""
     text = _text(_PROC / str(pid) / "stat")
     if not text:
         return None
     # The name in brackets, before these, may hold anything.
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process all the same: /proc may be mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _pid_namespace() -> int:

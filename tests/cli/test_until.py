@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+import tomllib
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import click
@@ -47,6 +50,44 @@ def test_a_window_may_lie_within_a_day() -> None:
     assert moment("11:00-13:00", NOON) == ends.timestamp()
     assert moment("13:00-14:00", NOON) == (ends - timedelta(hours=23)).timestamp()
     assert moment("12:00-12:00", NOON) == (NOON + timedelta(days=1)).timestamp()
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize(
+    ("now", "text", "expected"),
+    [
+        # The hour from 02:00 on comes twice.
+        ("2026-10-25T02:30+01:00", "02:45", "2026-10-25T02:45+01:00"),
+        ("2026-10-25T02:30+01:00", "22:00-02:45", "2026-10-25T02:45+01:00"),
+        ("2026-10-25T02:30+02:00", "02:45", "2026-10-25T02:45+02:00"),
+        ("2026-10-25T02:30+02:00", "02:15", "2026-10-25T02:15+01:00"),
+        ("2026-10-24T20:00+02:00", "06:00", "2026-10-25T06:00+01:00"),
+        ("2026-10-24T20:00+02:00", "20:00-06:00", "2026-10-25T06:00+01:00"),
+        # It does not come.
+        ("2026-03-29T00:00+01:00", "02:30", "2026-03-29T03:30+02:00"),
+        ("2026-03-29T01:59+01:00", "03:00", "2026-03-29T03:00+02:00"),
+        ("2026-03-28T20:00+01:00", "06:00", "2026-03-29T06:00+02:00"),
+    ],
+)
+def test_the_nights_in_which_the_clock_is_set(now: str, text: str, expected: str) -> None:
+    found = moment(text, datetime.fromisoformat(now).astimezone())
+    assert found == datetime.fromisoformat(expected).timestamp()
+
+
+def test_a_time_of_a_toml_file() -> None:
+    (written,) = tomllib.loads("until = 05:30:00").values()
+    assert Until().convert(written, None, None) == Until().convert("05:30", None, None)
+    with pytest.raises(click.BadParameter, match="'8' is neither a time"):
+        Until().convert(8, None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from cvm_batch.errors import ResultsError, ResultsInUseError, TakenOverError
-from cvm_batch.results.claims import Claims, Hold, Timing
+from cvm_batch.results import processes
+from cvm_batch.results.claims import Claim, Claims, Hold, Timing
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName
 from cvm_batch.results.processes import Process
@@ -79,6 +80,44 @@ def test_who_lets_go_while_somebody_waits_is_succeeded(results: ResultsFolder) -
     began = time.monotonic()
     claims_of(results).take(RUNS[1].run_id)
     assert time.monotonic() - began < QUICK.silence
+
+
+def test_who_lets_go_is_not_taken_for_one_that_lives(results: ResultsFolder) -> None:
+    """Its beat goes with it, which is no sign of life."""
+    for claimed in ("take", "holder"):
+        first = claims_of(results, ELSEWHERE).take(RUNS[0].run_id)
+        first.beat()
+        threading.Timer(QUICK.glance / 2, first.release).start()
+        began = time.monotonic()
+        if claimed == "take":
+            claims_of(results).take(RUNS[1].run_id).release()
+        else:
+            assert claims_of(results).holder() is None
+        assert time.monotonic() - began < QUICK.glance
+
+
+def test_who_asks_for_the_holder_is_told_of_a_successor(results: ResultsFolder) -> None:
+    claims_of(results, ELSEWHERE).take(RUNS[0].run_id)  # without a beat
+
+    def succeed() -> None:
+        later = Claim(number=2, run_id=RUNS[1].run_id, since="", process=Process.this())
+        assert results.put_new(later.name, later.to_json())
+
+    threading.Timer(QUICK.glance / 2, succeed).start()
+    found = claims_of(results).holder()
+    assert found is not None
+    assert found.run_id == RUNS[1].run_id
+
+
+def test_who_is_hidden_on_this_host_is_watched(
+    results: ResultsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's process, where /proc does not show it: its beat tells."""
+    with held(results, RUNS[0]):
+        monkeypatch.setattr(processes, "_look_up", lambda pid: None)
+        with pytest.raises(ResultsInUseError):
+            claims_of(results).take(RUNS[1].run_id)
+        assert claims_of(results).holder() is not None
 
 
 def test_who_is_silent_elsewhere_is_watched_before_he_is_succeeded(results: ResultsFolder) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from cvm_batch.results import processes
 from cvm_batch.results.processes import Process
 
 SCRIPT = """
@@ -38,7 +39,7 @@ def test_this_process_lives() -> None:
     this = Process.this()
     assert this.pid == os.getpid()
     assert this == Process.this()
-    assert this.is_of_this_host()
+    assert this.lives()
     assert not this.is_gone()
 
 
@@ -46,10 +47,9 @@ def test_another_process_lives_until_it_is_killed(
     other: tuple[subprocess.Popen[str], Process],
 ) -> None:
     popen, process = other
-    assert process.is_of_this_host()
-    assert not process.is_gone()
+    assert process.lives()
     popen.send_signal(signal.SIGSTOP)
-    assert not process.is_gone(), "stopped is not gone"
+    assert process.lives(), "stopped is not gone"
     popen.kill()
     os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
     assert process.is_gone(), "though nobody has waited for it"
@@ -65,5 +65,18 @@ def test_a_pid_that_was_given_again_is_another_process() -> None:
 @pytest.mark.parametrize("change", [{"host": "x"}, {"boot_id": "x"}, {"pid_namespace": 1}])
 def test_nothing_is_known_of_processes_elsewhere(change: dict[str, object]) -> None:
     elsewhere = replace(Process.this(), started=0, **change)  # type: ignore[arg-type]
-    assert not elsewhere.is_of_this_host()
+    assert elsewhere.lives() is None
     assert not elsewhere.is_gone()
+
+
+def test_a_process_that_is_hidden_is_not_gone(
+    other: tuple[subprocess.Popen[str], Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, where /proc is mounted with hidepid."""
+    popen, process = other
+    monkeypatch.setattr(processes, "_look_up", lambda pid: None)
+    assert process.lives() is None
+    assert not process.is_gone()
+    popen.kill()
+    popen.wait()
+    assert process.is_gone()
