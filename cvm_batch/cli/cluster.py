@@ -16,6 +16,7 @@ from cvm_batch.cluster.doors import check_dashboard, check_driver_address, is_jo
 from cvm_batch.cluster.ending import Ending, ending_of
 from cvm_batch.cluster.following import follow
 from cvm_batch.errors import ExitCode, UsageError
+from cvm_batch.remote.addresses import absolute
 from cvm_batch.texts import printable
 
 if TYPE_CHECKING:
@@ -157,14 +158,6 @@ def say_line(line: str) -> None:
     STDOUT.print(printable(line), soft_wrap=True)
 
 
-def everywhere(path: str | Path) -> str:
-    """A path as the nodes are to find it: absolute; addresses on object storage as they are."""
-    from cvm_batch.remote.addresses import is_remote
-
-    text = str(path)
-    return text if is_remote(text) else str(Path(text).absolute())
-
-
 def hand_over(
     address: str,
     handing: Handing,
@@ -208,8 +201,8 @@ def hand_over_command(
     """
     command = context.command.name or ""
     words = [command, *_words_of(context)]
-    arguments = [word for path in see for word in ("--see", everywhere(path))]
-    arguments += ["--write", everywhere(write), "--", *words]
+    arguments = [word for path in see for word in ("--see", absolute(str(path)))]
+    arguments += ["--write", absolute(str(write)), "--", *words]
     client, submission_id = hand_over(
         address, handing, "command", arguments, {"words": words}, label=command
     )
@@ -233,5 +226,5 @@ def _words_of(context: click.Context) -> list[str]:
             words += [name] * bool(value)
             continue
         for one in value if isinstance(value, tuple) else (value,):
-            words += [name, everywhere(one) if isinstance(one, Path) else str(one)]
+            words += [name, absolute(str(one)) if isinstance(one, Path) else str(one)]
     return words

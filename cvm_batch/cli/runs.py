@@ -218,6 +218,11 @@ def _find(results: Path | str, run_id: str | None) -> RunSeen:
 
 def _told(seen: RunSeen) -> list[str]:
     if seen.live is not None and "planning_since" in seen.live:
+        if seen.state is RunState.INTERRUPTED:
+            return [
+                f"{seen.run_id}: {seen.state}",
+                "The run's process is gone: it died while it looked at the slides. Submit again.",
+            ]
         took = timedelta(seconds=round(time.time() - seen.live["planning_since"]))
         return [f"{seen.run_id}: {seen.state}; looks at the slides since {took}"]
     lines = [f"{seen.run_id}: {seen.state}, begun {seen.manifest['started_at']}"]

@@ -223,7 +223,7 @@ def _ended_line(summary: RunSummary) -> str:
 
 def _settled_line(summary: RunSummary) -> str:
     kept = len(summary.settled_not_complete)
-    failed = f", {kept} had failed for a lasting reason" if kept else ""
+    failed = f", {kept} had failed before," if kept else ""
     return (
         f"{summary.settled[Status.COMPLETE]} slides were complete already{failed} and were left "
         "as they are."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -13,7 +12,6 @@ import click
 from cvm_batch.cli.cluster import (
     Handing,
     check_direct,
-    everywhere,
     follow_to_end,
     hand_over,
     handing_over_options,
@@ -149,14 +147,10 @@ def _for_nodes(settings: Settings, ship_bundle: bool) -> tuple[Settings, Bundle 
     from cvm_batch.jobfiles import SHIPPED_BUNDLE
     from cvm_batch.model.registry import find_bundle
 
-    model, bundle = settings.model, None
-    if ship_bundle:
-        model, bundle = SHIPPED_BUNDLE, find_bundle(settings.model)
-    elif "/" in model or Path(model).is_dir():
-        model = everywhere(model)
-    inputs = tuple(map(everywhere, settings.inputs))
-    out = everywhere(settings.out)
-    return replace(settings, inputs=inputs, model=model, out=out, address=None), bundle
+    there = replace(settings.absolute(), address=None)
+    if not ship_bundle:
+        return there, None
+    return replace(there, model=SHIPPED_BUNDLE), find_bundle(settings.model)
 
 
 def _version() -> str:

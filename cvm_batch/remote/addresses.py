@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from cvm_batch.errors import UsageError
@@ -28,6 +29,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 #: A key on object storage may hold a question mark; one before these begins a signature.
 _SIGNED = re.compile(r"\?(.*&)?(x-amz-|x-goog-|awsaccesskeyid=|sig=|signature=|token=)", re.I)
+
+
+def absolute(text: str) -> str:
+    """A path from the root on; an address as it is. Raises UsageError, as `is_remote`."""
+    return text if is_remote(text) else str(Path(text).absolute())
 
 
 def is_remote(text: str) -> bool:

@@ -115,18 +115,24 @@ def runs_seen(results: ResultsFolder) -> list[RunSeen]:
 
 
 def planning_run(results: ResultsFolder) -> RunSeen | None:
-    """The run that holds the folder and plans: it has no manifest yet. Raises ResultsError."""
+    """The newest run, where it plans: it has no manifest yet. Raises ResultsError.
+
+    ``interrupted`` where its process died over that.
+    """
     names = set(results.names("runs"))
     lone = {name for name in names if name.endswith(".live")} - {
         name.removesuffix(".json") + ".live" for name in names
     }
-    # Of a driver that was killed one may have stayed behind.
-    holder = Claims(results).holder() if lone else None
-    if holder is None or RunName.of(holder.run_id).live.as_posix() not in lone:
+    claims = Claims(results)
+    holder = claims.holder() if lone else None
+    newest = holder or (claims.newest() if lone else None)
+    # Of a driver that was killed in an earlier night one may have stayed behind.
+    if newest is None or newest.released or RunName.of(newest.run_id).live.as_posix() not in lone:
         return None
-    run = RunName.of(holder.run_id)
+    run = RunName.of(newest.run_id)
+    state = RunState.RUNNING if holder else RunState.INTERRUPTED
     with suppress(FileNotFoundError, ValueError):
-        return RunSeen({"run_id": run.run_id}, json.loads(results.read(run.live)), RunState.RUNNING)
+        return RunSeen({"run_id": run.run_id}, json.loads(results.read(run.live)), state)
     return None
 
 
@@ -165,9 +171,9 @@ def ask_for_priority(results: ResultsFolder, pattern: str, priority: int) -> str
 
 
 def _running(results: ResultsFolder) -> str:
-    if planning := planning_run(results):
-        return planning.run_id
-    running = [seen for seen in runs_seen(results) if seen.state == RunState.RUNNING]
+    planning = planning_run(results)
+    seen = [planning] if planning else runs_seen(results)
+    running = [each for each in seen if each.state == RunState.RUNNING]
     if not running:
         raise ResultsError(f"No run is running in {results}: there is nothing to ask of it.")
     return running[0].run_id

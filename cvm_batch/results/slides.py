@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -109,41 +110,42 @@ class History:
     """What earlier runs settled, by (slide_id, result_key)."""
 
     def __init__(
-        self, settled: Mapping[tuple[str, str], Settled], failed: Collection[str] = ()
+        self,
+        settled: Mapping[tuple[str, str], Settled],
+        failed: Mapping[str, Settled] = MappingProxyType({}),
     ) -> None:
         self._settled = settled
         self._slides = frozenset(slide for slide, _ in settled)
-        self._failed = frozenset(failed)
+        self.failed = failed
+        """By slide_id: newest rows that are not complete."""
 
     @classmethod
     def read(cls, results: ResultsFolder) -> History:
         """Read all rows of the slides table. Raises ResultsError where one is damaged."""
         names = ["slide_id", "result_key", "status", "reason", "detail"]
         settled: dict[tuple[str, str], Settled] = {}
-        newest: dict[str, str] = {}
+        newest: dict[str, Settled] = {}
         table = all_rows(results, [*names, "finished_at"]).sort_by("finished_at")
         columns = (table[name].to_pylist() for name in names)
         for slide_id, result_key, status, reason, detail in zip(*columns, strict=True):
-            newest[slide_id] = status
+            found = (
+                _COMPLETE if status == Status.COMPLETE else Settled(Status(status), reason, detail)
+            )
+            newest[slide_id] = found
             key = (slide_id, result_key)
             known = settled.get(key)
             if result_key is None or (known and known.status is Status.COMPLETE):
                 continue
             if reason in PASSING_REASONS:
                 settled.pop(key, None)
-            elif status == Status.COMPLETE:
-                settled[key] = _COMPLETE
             else:
-                settled[key] = Settled(Status(status), reason, detail)
-        return cls(settled, [slide for slide, is_ in newest.items() if is_ != Status.COMPLETE])
+                settled[key] = found
+        failed = {slide: found for slide, found in newest.items() if found is not _COMPLETE}
+        return cls(settled, failed)
 
     def knows(self, slide_id: str) -> bool:
         """Whether anything stands of the slide, under whatever key."""
         return slide_id in self._slides
-
-    def failed(self, slide_id: str) -> bool:
-        """Whether the slide's newest row is not complete."""
-        return slide_id in self._failed
 
     def settled(self, slide_id: str, result_key: str) -> Settled | None:
         """What stands, or None where the slide is to be classified.

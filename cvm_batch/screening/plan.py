@@ -29,6 +29,8 @@ from cvm_batch.results.schemas import SCHEMA_VERSION
 from cvm_batch.results.slides import History, Settled
 from cvm_batch.screening.work import Failure
 
+_UNLISTED = "It is not among the inputs of the newest run: submit those that hold it."
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSlide:
@@ -83,6 +85,19 @@ class Plan:
         failed = [_prioritised(slide, priorities) for slide in self.failed]
         return replace(self, slides=tuple(sorted(slides, key=_turn)), failed=tuple(failed))
 
+    def with_unlisted(self, history: History) -> Plan:
+        """This plan of a retry, and what is not complete and cannot be taken up: else it would
+        seem that all was."""
+        if self.not_planned:
+            return self
+        listed = {slide.slide_id for slide in (*self.slides, *self.failed)}
+        unlisted = [
+            SettledSlide(slide_id, replace(found, detail=_UNLISTED))
+            for slide_id, found in history.failed.items()
+            if slide_id not in listed
+        ]
+        return replace(self, settled=(*self.settled, *unlisted))
+
     def joined(self, further: Plan) -> Plan:
         """This plan and, behind it, one for further slides."""
         return Plan(
@@ -131,7 +146,7 @@ def plan_slides(
     keys = _Keys(bundle, precision, options)
     if retry:
         settled = []
-        left = [slide for slide in listed_slides if history.failed(slide.slide_id)]
+        left = [slide for slide in listed_slides if slide.slide_id in history.failed]
     else:
         settled = list(_settled(listed_slides, history, keys, should_stop))
         done = {slide.slide_id for slide in settled}

@@ -147,11 +147,12 @@ class _Run:
         self._planning_stops()  # which tells of the run, before nodes are asked and files listed
         hardware = executor.hardware()
         self._precision = choose_precision(hardware.device_type, settings.precision)
+        history = History.read(results)
         self._planner = partial(
             plan_slides,
             bundle=bundle,
             precision=self._precision,
-            history=History.read(results),
+            history=history,
             options=settings.opening(bundle.spec),
             retry=settings.retry,
         )
@@ -159,6 +160,8 @@ class _Run:
             self._planner, work_waits=executor.prepare, should_stop=self._planning_stops
         )
         self._listed = make_plan(settings.inputs, planner)
+        if settings.retry:
+            self._listed = self._listed.with_unlisted(history)
         self._planned = self._ended = self._clock.now()
         work = workload(self._listed.tiles, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
@@ -355,7 +358,7 @@ class _Run:
             run_id=self._name.run_id,
             state=state,
             started_at=_iso(self._began),
-            settings=asdict(self._settings),
+            settings=asdict(self._settings.absolute()),  # for retry, which may be given anywhere
             bundle={"path": str(self._bundle.path), "digest": self._bundle.digest, **spec},
             precision=str(self._precision),
             backend=str(self._backend),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cvm_batch.errors import UsageError
 from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import BundleSpec
 from cvm_batch.model.precision import Precision
+from cvm_batch.remote.addresses import absolute
 from cvm_batch.results.stores.store import results_root
 from cvm_batch.screening.policy import LeasePolicy
 
@@ -117,6 +118,16 @@ class Settings:
                 f"The earlier run's settings cannot be used: {error!r}. Give them to "
                 "`cvm-batch submit` as you did then."
             ) from error
+
+    def absolute(self) -> Settings:
+        """With paths that mean the same in every folder, and on other machines that see them."""
+        is_path = "/" in self.model or Path(self.model).is_dir()
+        return replace(
+            self,
+            inputs=tuple(map(absolute, self.inputs)),
+            model=absolute(self.model) if is_path else self.model,
+            out=absolute(str(self.out)),
+        )
 
     def opening(self, spec: BundleSpec) -> OpenOptions:
         """How slides are opened for a model."""

@@ -81,6 +81,7 @@ class WatchedManifests:
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
         }
+        self._last_look: dict[Place, FileStamp | None] = {}
         self.trouble: str | None = None
         """Why a manifest could not be looked at just now; until it can."""
         self._told: dict[Place, tuple[FileStamp | None, str]] = {}
@@ -109,10 +110,14 @@ class WatchedManifests:
         stamp = None
         try:
             stamp = place.stamp()
-            if stamp is not None and stamp != self._seen[place]:
+            # Half a row may be a row as well, of a slide that is not there: what is being written
+            # is left alone until it has stood still for a while.
+            stands = stamp == self._last_look.get(place)
+            self._last_look[place] = stamp
+            if stamp is not None and stands and stamp != self._seen[place]:
                 self._look(place, stamp)
-        # Half written, or out of reach for a moment: the next look may find it whole. Whatever
-        # else it is must not end this thread, which nobody would miss.
+        # Half written all the same, or out of reach for a moment: the next look may find it
+        # whole. Whatever else it is must not end this thread, which nobody would miss.
         except Exception as error:
             trouble = str(error) if isinstance(error, CvmBatchError) else repr(error)
             if self._told.get(place) != (stamp, trouble):  # once, not every few seconds

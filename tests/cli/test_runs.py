@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,6 +164,34 @@ def test_status_and_stop_of_a_run_that_plans(tiny_bundle: Bundle, tmp_path: Path
     assert run(settings).exit_code == 0
 
 
+_KILLED_WHILE_IT_PLANS = """
+import os, signal, sys
+from cvm_batch.screening.run import run
+from cvm_batch.screening.settings import ExecutorKind, Settings
+
+inputs, model, out = sys.argv[1:]
+settings = Settings(inputs=(inputs,), model=model, out=out, executor=ExecutorKind.LOCAL)
+run(settings, should_stop=lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_run_that_is_killed_while_it_plans_is_interrupted(
+    slides: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Also after an earlier night: what is told is of the newest run."""
+    out = tmp_path / "results"
+    assert submit(slides, tiny_bundle.path, out)[0] == 0
+    command = [sys.executable, "-c", _KILLED_WHILE_IT_PLANS, slides, tiny_bundle.path, out]
+    assert subprocess.run(list(map(str, command)), check=False).returncode == -signal.SIGKILL
+    seen = told("status", out)
+    assert seen["state"] == "interrupted"
+    assert seen["run"]["run_id"] > told("list", out)[0]["run"]["run_id"]
+    assert "died while it looked at the slides" in cvm_batch_run("status", out).stdout
+    assert cvm_batch_run("stop", out).returncode == 2, "nothing runs any more"
+    assert submit(slides, tiny_bundle.path, out)[0] == 0
+    assert told("status", out)["state"] == "finished"
+
+
 def test_a_killed_run_is_interrupted(tiny_bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
     with running(tmp_path, tiny_bundle) as process:
@@ -208,6 +238,39 @@ def test_retry_takes_up_what_failed_and_nothing_else(
     assert summary["slides"] == {"complete": 1, "incomplete": 0, "failed": 1}
     assert statuses(out) == {"a.zip": "complete", "b": "complete", "broken.zip": "failed"}
     assert [seen["run"]["settings"]["retry"] for seen in told("list", out)] == [True, False]
+
+
+def test_retry_means_the_same_in_every_folder(
+    slides: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    sound = (slides / "a.zip").read_bytes()
+    flip_byte_in_member(slides / "a.zip")
+    monkeypatch.chdir(slides.parent)
+    assert submit(Path(slides.name), Path(os.path.relpath(tiny_bundle.path)), out)[0] == 3
+    (slides / "a.zip").write_bytes(sound)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(slides / "b", elsewhere / slides.name / "a.zip")  # another slide of that name
+    monkeypatch.chdir(elsewhere)
+    assert cvm_batch_run("retry", out).returncode == 0
+    table = pq.read_table(out / "slides", partitioning=None).sort_by("finished_at")
+    assert table["uri"].to_pylist()[-1] == str(slides / "a.zip")
+
+
+def test_retry_tells_of_what_it_cannot_take_up(
+    slides: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The newest run had other inputs, or the slide's file is gone."""
+    out = tmp_path / "results"
+    flip_byte_in_member(slides / "a.zip")
+    assert submit(slides, tiny_bundle.path, out)[0] == 3
+    shutil.copytree(slides / "b", tmp_path / "others" / "c")
+    assert submit(tmp_path / "others", tiny_bundle.path, out)[0] == 0
+    ended = cvm_batch_run("retry", out)
+    assert ended.returncode == 3
+    assert "a.zip" in ended.stdout
+    assert "not among the inputs of the newest run" in ended.stdout
+    assert statuses(out)["a.zip"] == "failed"
 
 
 def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def history_of(plan: Plan, status: Status = Status.COMPLETE) -> History:
     reason = None if status is Status.COMPLETE else Reason.BAD_FORMAT
     ended = Settled(status, reason, None)
     settled = {(slide.slide_id, str(slide.result_key)): ended for slide in plan.slides}
-    failed = [] if status is Status.COMPLETE else [slide.slide_id for slide in plan.slides]
+    failed = {} if status is Status.COMPLETE else {slide: ended for slide, _ in settled}
     return History(settled, failed)
 
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.places.disk import DiskPlace
+from cvm_batch.archives.places.files import FileStamp
 from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.errors import ExitCode
 from cvm_batch.model.bundle import Bundle
@@ -96,6 +98,33 @@ def test_a_manifest_that_changes_is_read_again(tmp_path: Path) -> None:
         manifest.unlink()
         time.sleep(0.3)
         assert watched.wishes() == []
+    finally:
+        watched.close()
+
+
+def test_a_manifest_that_is_being_written_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a row can be a row as well, of a slide that is not there."""
+    manifest = tmp_path / "night.csv"
+    whole = "slide_id,uri\na,a.zip\nb,b.zip\n"
+    writes = [whole[:-7], whole[:-5], whole]
+    stamp = DiskPlace.stamp
+
+    def written_on(self: DiskPlace) -> FileStamp | None:
+        if writes:
+            manifest.write_text(writes.pop(0))
+        return stamp(self)
+
+    manifest.write_text("slide_id,uri\na,a.zip\n")
+    listed = [ListedSlide(slide_id="a", address=SlideAddress(uri=str(tmp_path / "a.zip")))]
+    monkeypatch.setattr(DiskPlace, "stamp", written_on)
+    watched = WatchedManifests([str(manifest)], planned(listed), planned)
+    try:
+        (found,) = told(watched, 1)
+        assert isinstance(found, TakeFurther)
+        (slide,) = found.plan.slides
+        assert slide.address.uri == str(tmp_path / "b.zip")
     finally:
         watched.close()
 
