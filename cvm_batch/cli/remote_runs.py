@@ -88,7 +88,7 @@ def stop(client: JobsClient, submission_id: str | None, *, wait: bool, now: bool
 
 
 def _left_a_marker(client: JobsClient, job: JobSeen) -> bool:
-    """False where the run has not begun yet, or the nodes lack cvm-batch."""
+    """False where the run does not hold its folder yet, or the nodes lack cvm-batch."""
     request = stop_request(job)
     client.submit(request)
     deadline = time.monotonic() + _MARKER_SECONDS

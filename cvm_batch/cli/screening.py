@@ -222,12 +222,10 @@ def _ended_line(summary: RunSummary) -> str:
 
 
 def _settled_line(summary: RunSummary) -> str:
-    kept = len(summary.settled_not_complete)
-    failed = f", {kept} had failed before," if kept else ""
-    return (
-        f"{summary.settled[Status.COMPLETE]} slides were complete already{failed} and were left "
-        "as they are."
-    )
+    complete, kept = summary.settled[Status.COMPLETE], len(summary.settled_not_complete)
+    told = [f"{complete} slides were complete already"] if complete else []
+    told += [f"{kept} were not complete after an earlier run"] if kept else []
+    return f"{', '.join(told)}, and were left as they are."
 
 
 def _print_failures(title: str, slides: Sequence[NotComplete]) -> None:

@@ -40,12 +40,13 @@ class Until(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
 def moment(text: str, now: datetime) -> float | None:
     """Seconds since the epoch, or None where ``text`` is neither; ``now`` knows its zone."""
     if match := _TIME.fullmatch(text):
-        return _next(match[0], now).timestamp()
+        return _next(_parsed(match[0]), now).timestamp()
     if match := _WINDOW.fullmatch(text):
-        begin, end = match[1], match[4]
+        begin, end = _parsed(match[1]), _parsed(match[4])
         ends = _next(end, now)
-        # The window that ends next is open once its begin has passed.
-        is_open = _next(begin, now) > ends or begin == end
+        shown = now.time()
+        # By what the clock shows: an hour that comes twice, or not at all, changes nothing.
+        is_open = begin <= shown < end if begin < end else shown >= begin or shown < end
         return (ends if is_open else _on_the_wall(ends, days=-1)).timestamp()
     if (match := _DURATION.fullmatch(text)) and any(match.groups()):
         hours, minutes, seconds = (int(group or 0) for group in match.groups())
@@ -53,10 +54,14 @@ def moment(text: str, now: datetime) -> float | None:
     return None
 
 
-def _next(shown: str, now: datetime) -> datetime:
+def _parsed(text: str) -> time:
+    hour, minute = map(int, text.split(":"))
+    return time(hour, minute)
+
+
+def _next(shown: time, now: datetime) -> datetime:
     """When the clock on the wall shows a time after ``now``."""
-    hour, minute = map(int, shown.split(":"))
-    today = now.replace(tzinfo=None, hour=hour, minute=minute, second=0, microsecond=0)
+    today = datetime.combine(now.date(), shown)
     moments = [*_moments(today), *_moments(today + timedelta(days=1))]
     return next(at for at in moments if at > now)
 

@@ -32,7 +32,7 @@ _SIGNED = re.compile(r"\?(.*&)?(x-amz-|x-goog-|awsaccesskeyid=|sig=|signature=|t
 
 
 def absolute(text: str) -> str:
-    """A path from the root on; an address as it is. Raises UsageError, as `is_remote`."""
+    """A path from the root on; an address as it is. Raises UsageError."""
     return text if is_remote(text) else str(Path(text).absolute())
 
 

@@ -157,8 +157,8 @@ class Claims:
     def holder(self) -> Claim | None:
         """Who holds the folder, as far as can be told within some seconds.
 
-        On this host the process is looked up, which takes no time; of another host's, a beat
-        is waited for. Raises ResultsError.
+        On this host the process is looked up, which takes no time; of another host's, or one
+        that is hidden, a beat is waited for. Raises ResultsError.
         """
         while True:
             newest = self.newest()

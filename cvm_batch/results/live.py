@@ -94,7 +94,7 @@ class RunSeen:
 
     manifest: Mapping[str, Any]
     live: Mapping[str, Any] | None
-    """Where it stands, if it runs."""
+    """Where it stands, if it runs, or stood when it was killed over its planning."""
     state: RunState
     """As in the manifest, but ``interrupted`` where it says running and the run does not hold the
     folder any more."""

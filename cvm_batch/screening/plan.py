@@ -29,7 +29,9 @@ from cvm_batch.results.schemas import SCHEMA_VERSION
 from cvm_batch.results.slides import History, Settled
 from cvm_batch.screening.work import Failure
 
-_UNLISTED = "It is not among the inputs of the newest run: submit those that hold it."
+_UNLISTED = (
+    "It is not, or no longer, among the inputs of the newest run: submit those that hold it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +102,12 @@ class Plan:
 
     def joined(self, further: Plan) -> Plan:
         """This plan and, behind it, one for further slides."""
+        taken_up = {slide.slide_id for slide in (*further.slides, *further.failed)}
+        settled = (slide for slide in self.settled if slide.slide_id not in taken_up)
         return Plan(
             slides=self.slides + further.slides,
             failed=self.failed + further.failed,
-            settled=self.settled + further.settled,
+            settled=(*settled, *further.settled),
             ignored=self.ignored + further.ignored,
             not_planned=self.not_planned + further.not_planned,
         )

@@ -159,9 +159,9 @@ class _Run:
         planner = partial(
             self._planner, work_waits=executor.prepare, should_stop=self._planning_stops
         )
-        self._listed = make_plan(settings.inputs, planner)
+        self._listed = plan = make_plan(settings.inputs, planner)
         if settings.retry:
-            self._listed = self._listed.with_unlisted(history)
+            plan = plan.with_unlisted(history)
         self._planned = self._ended = self._clock.now()
         work = workload(self._listed.tiles, bundle.spec, hardware)
         self._backend = choose_backend(work, self._precision, settings.backend)
@@ -178,7 +178,7 @@ class _Run:
         )
         commits = Commits(results, self._name, self._clock.now())
         self._driver = Driver(
-            self._listed.prioritised(settings.priorities),
+            plan.prioritised(settings.priorities),
             bundle,
             spec,
             executor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -11,10 +12,11 @@ from typing import Any
 from cvm_batch.archives.opening import ArrayNames, OpenOptions
 from cvm_batch.archives.scale import LEAST_MPP, MOST_MPP, sensible
 from cvm_batch.errors import UsageError
+from cvm_batch.jobfiles import SHIPPED_BUNDLE
 from cvm_batch.model.backends.choosing import Backend
-from cvm_batch.model.bundle import BundleSpec
+from cvm_batch.model.bundle import SPEC_FILE, BundleSpec
 from cvm_batch.model.precision import Precision
-from cvm_batch.remote.addresses import absolute
+from cvm_batch.remote.addresses import absolute, is_remote
 from cvm_batch.results.stores.store import results_root
 from cvm_batch.screening.policy import LeasePolicy
 
@@ -121,13 +123,12 @@ class Settings:
 
     def absolute(self) -> Settings:
         """With paths that mean the same in every folder, and on other machines that see them."""
-        is_path = "/" in self.model or Path(self.model).is_dir()
-        return replace(
-            self,
-            inputs=tuple(map(absolute, self.inputs)),
-            model=absolute(self.model) if is_path else self.model,
-            out=absolute(str(self.out)),
-        )
+        model = self.model
+        if model != SHIPPED_BUNDLE and ("/" in model or (Path(model) / SPEC_FILE).is_file()):
+            model = absolute(model)
+        # Without `..`, as slides' URIs are (`DiskPlace.of`): who erases a slide looks for those.
+        inputs = tuple(uri if is_remote(uri) else os.path.abspath(uri) for uri in self.inputs)
+        return replace(self, inputs=inputs, model=model, out=absolute(str(self.out)))
 
     def opening(self, spec: BundleSpec) -> OpenOptions:
         """How slides are opened for a model."""

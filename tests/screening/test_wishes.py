@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvm_batch.archives.address import SlideAddress
-from cvm_batch.archives.places.disk import DiskPlace
-from cvm_batch.archives.places.files import FileStamp
+from cvm_batch.archives.places.place import Place
 from cvm_batch.archives.tables.slides import ListedSlide
 from cvm_batch.errors import ExitCode
 from cvm_batch.model.bundle import Bundle
@@ -108,23 +107,28 @@ def test_a_manifest_that_is_being_written_is_left_alone(
     """Half a row can be a row as well, of a slide that is not there."""
     manifest = tmp_path / "night.csv"
     whole = "slide_id,uri\na,a.zip\nb,b.zip\n"
-    writes = [whole[:-7], whole[:-5], whole]
-    stamp = DiskPlace.stamp
-
-    def written_on(self: DiskPlace) -> FileStamp | None:
-        if writes:
-            manifest.write_text(writes.pop(0))
-        return stamp(self)
-
     manifest.write_text("slide_id,uri\na,a.zip\n")
     listed = [ListedSlide(slide_id="a", address=SlideAddress(uri=str(tmp_path / "a.zip")))]
-    monkeypatch.setattr(DiskPlace, "stamp", written_on)
+    writes, read = [whole[:-7], whole[:-5], whole], []
+    looked, understood = WatchedManifests._try, wishes.read_manifest
+
+    def write_on(self: WatchedManifests, place: Place) -> str | None:
+        if writes:
+            manifest.write_text(writes.pop(0))
+        return looked(self, place)
+
+    def read_manifest(place: Place) -> list[ListedSlide]:
+        read.append(manifest.read_text())
+        return understood(place)
+
+    monkeypatch.setattr(WatchedManifests, "_try", write_on)
+    monkeypatch.setattr(wishes, "read_manifest", read_manifest)
     watched = WatchedManifests([str(manifest)], planned(listed), planned)
     try:
         (found,) = told(watched, 1)
         assert isinstance(found, TakeFurther)
-        (slide,) = found.plan.slides
-        assert slide.address.uri == str(tmp_path / "b.zip")
+        assert [slide.slide_id for slide in found.plan.slides] == ["b"]
+        assert read == [whole]
     finally:
         watched.close()
 
