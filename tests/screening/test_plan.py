@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,23 @@ def test_retry_takes_what_failed_and_nothing_else(
     failed = history_of(first, Status.FAILED)
     assert ids(plan(slides, tiny_bundle, failed).settled) == NAMES
     assert ids(plan(slides, tiny_bundle, failed, retry=True).slides) == NAMES[::-1]
+
+
+def test_retry_names_what_its_inputs_do_not_hold_until_it_joins(
+    slides: Path, tmp_path: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    failed = history_of(first, Status.FAILED)
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy2(slides / NAMES[0], few)
+    retried = plan(few, tiny_bundle, failed, retry=True).with_unlisted(failed)
+    assert ids(retried.slides) == [NAMES[0]]
+    assert sorted(ids(retried.settled)) == sorted(NAMES[1:])
+    assert {slide.found.status for slide in retried.settled} == {Status.FAILED}
+    further = replace(first, slides=tuple(s for s in first.slides if s.slide_id == NAMES[1]))
+    joined = retried.joined(further)
+    assert ids(joined.slides) == NAMES[:2]
+    assert sorted(ids(joined.settled)) == sorted(NAMES[2:])
 
 
 def test_replicas_are_prepared_for_where_there_is_work(
