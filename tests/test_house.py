@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archives": {"remote"},
     "results": {"remote"},
     "notices": set(),
-    "screening": {"model", "archives", "results", "notices"},
+    "screening": {"remote", "model", "archives", "results", "notices"},
     "cluster": {"remote", "archives", "results"},
     "training": {"model", "archives", "results"},
     "cli": {
