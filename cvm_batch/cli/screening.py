@@ -225,7 +225,7 @@ def _settled_line(summary: RunSummary) -> str:
     complete, kept = summary.settled[Status.COMPLETE], len(summary.settled_not_complete)
     told = [f"{complete} slides were complete already"] if complete else []
     told += [f"{kept} were not complete after an earlier run"] if kept else []
-    return f"{', '.join(told)}, and were left as they are."
+    return f"{', '.join(told)} and were left as they are."
 
 
 def _print_failures(title: str, slides: Sequence[NotComplete]) -> None:
