@@ -47,7 +47,7 @@ def moment(text: str, now: datetime) -> float | None:
         shown = now.time()
         # By what the clock shows: an hour that comes twice, or not at all, changes nothing.
         is_open = begin <= shown < end if begin < end else shown >= begin or shown < end
-        return (ends if is_open else _on_the_wall(ends, days=-1)).timestamp()
+        return (ends if is_open else _a_day_earlier(ends)).timestamp()
     if (match := _DURATION.fullmatch(text)) and any(match.groups()):
         hours, minutes, seconds = (int(group or 0) for group in match.groups())
         return (now + timedelta(hours=hours, minutes=minutes, seconds=seconds)).timestamp()
@@ -73,6 +73,6 @@ def _moments(wall: datetime) -> list[datetime]:
     return [at for at in moments if at.replace(tzinfo=None) == wall] or moments[-1:]
 
 
-def _on_the_wall(at: datetime, *, days: int) -> datetime:
-    """So many days later, which may have 23 or 25 hours."""
-    return (at.replace(tzinfo=None) + timedelta(days=days)).astimezone()
+def _a_day_earlier(at: datetime) -> datetime:
+    """By the clock on the wall: a day may have 23 or 25 hours."""
+    return (at.replace(tzinfo=None) - timedelta(days=1)).astimezone()

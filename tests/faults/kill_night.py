@@ -291,17 +291,13 @@ class RealCluster:
         self._cluster.remove_node(node, allow_graceful=False)
 
     @contextmanager
-    def paused(self, node: Any) -> Iterator[list[int]]:
-        """Stop all processes of a node, as when its virtual machine is paused; lost in the end.
-
-        Yields the IDs of its workers, which may go on before the rest of it does.
-        """
+    def paused(self, node: Any) -> Iterator[None]:
+        """Stop all processes of a node, as when its virtual machine is paused; lost in the end."""
         daemon = self.daemon(node)
-        workers = children(daemon)
-        for process in (daemon, *workers):
+        for process in (daemon, *children(daemon)):
             os.kill(process, signal.SIGSTOP)
         try:
-            yield workers
+            yield
         finally:
             self.lose(node)
 
