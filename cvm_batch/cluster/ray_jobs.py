@@ -27,6 +27,11 @@ _PASSING = ("status code 502", "status code 503", "status code 504", _NO_AGENT)
 #: From a head that answers to agents that do, on busy machines.
 _AGENT_SECONDS = 90.0
 _POLL_SECONDS = 2.0
+_NEVER_AN_AGENT = (
+    "The cluster at {address} has had no agent on its head for {seconds:.0f} s, which jobs are "
+    "started by. dashboard_agent.log there says why; most often another program had its port, and "
+    "`ray start --dashboard-agent-listen-port` names a free one."
+)
 _REFUSED = (
     "The cluster at {address} does not accept the token: {why}. Put its token into a file that "
     "only you can read and name that in RAY_AUTH_TOKEN_PATH (or ~/.ray/auth_token)."
@@ -57,8 +62,11 @@ class RayJobs:
                 return self._ask(lambda: self._submit(request))
             except ClusterUnreachableError as error:
                 # Nothing was handed over: no node is up yet that could bear a driver.
-                if _NO_AGENT not in str(error) or time.monotonic() > until:
+                if _NO_AGENT not in str(error):
                     raise
+                if time.monotonic() > until:
+                    told = _NEVER_AN_AGENT.format(address=self._address, seconds=_AGENT_SECONDS)
+                    raise ClusterUnreachableError(told) from error
                 time.sleep(_POLL_SECONDS)
             except ClusterError as error:
                 if "already exists" in str(error):

@@ -26,9 +26,12 @@ _STORE_BYTES = 80 * 2**20
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Of those that neither Ray's workers (below 20,000) nor connections (from 32,768) take."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -89,7 +92,10 @@ class TokenCluster:
         }
 
     @classmethod
-    def start(cls, workers: int = 2, *, cpus: int = 1, head_cpus: int = 0) -> TokenCluster:
+    def start(
+        cls, workers: int = 2, *, cpus: int = 1, head_cpus: int = 0, head_agent: int | None = None
+    ) -> TokenCluster:
+        """``head_agent``: the port of the head's agent; a free one."""
         folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
         cluster = cls(folder=folder / "s", home=folder / "h")
         cluster.home.mkdir()
@@ -104,6 +110,7 @@ class TokenCluster:
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={cluster.dashboard}",
                 f"--metrics-export-port={cluster.metrics}",
+                f"--dashboard-agent-listen-port={head_agent or free_port()}",
             )
             cluster._wait_for_head()
             for number in range(workers):
@@ -116,7 +123,8 @@ class TokenCluster:
 
     def add_node(self, name: str, *, cpus: int = 1, hidden: Sequence[Path] = ()) -> None:
         """``hidden``: folders that the node sees empty, as where a disk is not mounted."""
-        self._start_node(name, cpus, f"--address=127.0.0.1:{self.port}", hidden=hidden)
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        self._start_node(name, cpus, f"--address=127.0.0.1:{self.port}", agent, hidden=hidden)
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import yaml
 
 from cvm_batch.cluster.ending import ending_of
 from cvm_batch.cluster.jobs import JobsClient, JobState
-from cvm_batch.errors import ClusterError
+from cvm_batch.errors import ClusterError, ClusterUnreachableError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.screening.run import run
@@ -85,6 +86,22 @@ def test_a_night_from_outside_equals_a_local_one(
     name = job["submission_id"]
     told = json.loads(cluster.run("status", name, "--address", cluster.address, "--json").stdout)
     assert (told["submission_id"], told["exit_code"]) == (name, 0)
+
+
+def test_a_head_whose_agent_lost_its_port_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cvm_batch.cluster import ray_jobs
+
+    monkeypatch.setattr(ray_jobs, "_AGENT_SECONDS", 0.0)  # besides the ten that Ray waits itself
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        head = TokenCluster.start(0, head_agent=taken.getsockname()[1])
+        try:
+            client = ray_jobs.RayJobs(head.address, token=head.token_file.read_text())
+            with pytest.raises(ClusterUnreachableError, match=r"dashboard_agent\.log"):
+                client.submit(named("echo one"))
+        finally:
+            head.stop()
 
 
 def test_a_stranger_is_told_what_is_missing(cluster: TokenCluster, tmp_path: Path) -> None:
