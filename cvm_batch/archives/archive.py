@@ -7,7 +7,7 @@ while the slide's files stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -126,19 +126,27 @@ class ArchiveFormat:
     open: Callable[[Opening], SlideArchive]
     """Raises SlideError."""
     files: Callable[[Opening], Iterable[FileStamp]]
-    """The slide's own files and tables, as they are now. Raises SlideError."""
+    """The slide's own files as they are now, by names relative to its folder, or to the folder
+    that its file lies in. Raises SlideError."""
     companions: Callable[[Place], Sequence[Place]]
     """Where files beside an archive would be that belong to it."""
     holds: Callable[[str], bool] = field(default=lambda _: False)
     """Whether a file directly in an archive's folder is a part of it, by its name."""
     has_slides_below: bool = False
     """Whether the folders inside an archive can be slides themselves."""
+    tables: Callable[[Opening], Sequence[tuple[Place, FileStamp]]] = field(default=lambda _: ())
+    """Its cells tables, where they lie outside. Raises SlideError."""
     digest: Callable[[Opening], str | None] = field(default=lambda _: None)
     """What a slide records of all its files, where it does. Raises SlideError."""
 
     def identity(self, slide: Opening) -> str:
         """As `SlideInfo.identity`, also of a slide that cannot be opened. Raises SlideError."""
-        return self.digest(slide) or identity(self.files(slide))
+        return self.digest(slide) or identity(self.stamps(slide))
+
+    def stamps(self, slide: Opening) -> Iterator[FileStamp]:
+        """All files of a slide, as they are now. Raises SlideError."""
+        yield from self.files(slide)
+        yield from (stamp for _, stamp in self.tables(slide))
 
 
 def check_range(start: int, stop: int, tiles: int) -> None:

@@ -215,13 +215,19 @@ def verify_digest(place: Place, recorded: str) -> None:
         raise ChecksumMismatchError(
             f"{place} is not there, though its digest is recorded. Copy the slide again."
         )
+    found = sha256_of(place)
+    if found != recorded:
+        raise ChecksumMismatchError(
+            f"{place} has the SHA-256 {found}, recorded is {recorded}. It is damaged or was "
+            "exchanged: copy it again from its source."
+        )
+
+
+def sha256_of(place: Place) -> str:
+    """Of a file, as 64 hex digits. Raises ReadError, or InputChangedError where it is gone."""
+    digest = hashlib.sha256()
     with place.on_disk() as path, closing(DiskPlace.of(path).open()) as file:
-        digest = hashlib.sha256()
         for offset in range(0, file.opened.size, _PIECE_BYTES):
             digest.update(file.read_at(offset, _PIECE_BYTES))
             signs.note()
-    if digest.hexdigest() != recorded:
-        raise ChecksumMismatchError(
-            f"{place} has the SHA-256 {digest.hexdigest()}, recorded is {recorded}. It is "
-            "damaged or was exchanged: copy it again from its source."
-        )
+    return digest.hexdigest()

@@ -31,13 +31,13 @@ def recognise(place: Place) -> ArchiveFormat | None:
 def open_archive(address: SlideAddress, options: OpenOptions = PLAIN) -> SlideArchive:
     """Open a slide of any format. Raises SlideError, or UsageError for a senseless address."""
     slide = opening(address, options)
-    return checked(_recognised(slide.place), slide, address)
+    return checked(format_of(slide.place), slide, address)
 
 
 def identity_of(address: SlideAddress, options: OpenOptions = PLAIN) -> str:
     """The identity of a slide, also of one that cannot be opened. Raises SlideError."""
     slide = opening(address, options)
-    return checked_identity(_recognised(slide.place).identity(slide), slide.place)
+    return checked_identity(format_of(slide.place).identity(slide), slide.place)
 
 
 def opening(address: SlideAddress, options: OpenOptions) -> Opening:
@@ -48,7 +48,8 @@ def opening(address: SlideAddress, options: OpenOptions) -> Opening:
     )
 
 
-def _recognised(place: Place) -> ArchiveFormat:
+def format_of(place: Place) -> ArchiveFormat:
+    """The format of a slide that must be there. Raises ReadError, BadFormatError."""
     found = recognise(place)
     if found is not None:
         return found

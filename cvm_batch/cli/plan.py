@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -15,6 +16,7 @@ import click
 from cvm_batch.cli.console import STDOUT, print_json
 from cvm_batch.cli.opening import opened_for_model, opening_options
 from cvm_batch.cli.results_root import ResultsRoot
+from cvm_batch.cli.screening import which_slides_options
 from cvm_batch.errors import ExitCode
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.manifest import manifests
@@ -42,6 +44,7 @@ _RUNS = 5
     type=click.IntRange(min=1),
     help="For the estimate; default: as many as the last such run had on average.",
 )
+@which_slides_options
 @opening_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(
@@ -50,11 +53,13 @@ def plan(
     out: Path | str,
     precision: str | None,
     replicas: int | None,
+    settle_seconds: float,
+    rehash: bool,
     as_json: bool,
     **options: Any,
 ) -> ExitCode:
-    """Say what `submit` would classify of SLIDES, and what is done. Reads no pixels, writes
-    nothing.
+    """Say what `submit` would classify of SLIDES, and what is done. Reads no pixels (unless with
+    --rehash), writes nothing.
 
     The time is estimated from what replicas did in the newest runs in --out with the same
     bundle and precision.
@@ -77,6 +82,8 @@ def plan(
         precision=chosen,
         history=History.read(results),
         options=opened_for_model(bundle.spec, options),
+        rehash=rehash,
+        quiet_since=time.time() - settle_seconds if settle_seconds else None,
     )
     found = make_plan(slides, planner)
     speed = _speed(results, bundle.digest, str(chosen), replicas)
@@ -143,6 +150,7 @@ def _as_json(plan: Plan, precision: str, speed: _Speed | None) -> dict[str, Any]
             {"slide_id": slide.slide_id, "reason": slide.failure and str(slide.failure.reason)}
             for slide in plan.failed
         ],
+        "fresh": len(plan.fresh),
         "ignored": len(plan.ignored),
         "tiles_per_second": speed and speed.tiles_per_second,
         "replicas": speed and speed.replicas,
@@ -169,5 +177,7 @@ def _print(plan: Plan, precision: str, speed: _Speed | None) -> None:
         assert slide.failure is not None
         line = f"  {slide.slide_id}: {slide.failure.reason}: {slide.failure.detail}"
         STDOUT.print(printable(line), soft_wrap=True)
+    if plan.fresh:
+        STDOUT.print(f"Changed a moment ago, and left until they settle: {len(plan.fresh):,}.")
     if plan.ignored:
         STDOUT.print(f"Files and folders without a slide: {len(plan.ignored):,}.")

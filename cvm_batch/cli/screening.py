@@ -24,7 +24,7 @@ from cvm_batch.cli.opening import opening_options
 from cvm_batch.cli.priority import SlidePriority
 from cvm_batch.cli.progress import STARTING_REPLICAS, describe_run, progress_on
 from cvm_batch.cli.report import report_at_end
-from cvm_batch.cli.until import Until
+from cvm_batch.cli.until import Duration, Until
 from cvm_batch.logs import log_event
 from cvm_batch.logs import log_json as log_json_to
 from cvm_batch.pseudonyms import Pseudonyms
@@ -133,6 +133,29 @@ def screening_options(command: F) -> F:
     return opening_options(notice_options(command))
 
 
+def which_slides_options(command: F) -> F:
+    """Which of the slides that are found are taken, for what submits and what plans."""
+    options = [
+        click.option(
+            "--settle",
+            "settle_seconds",
+            type=Duration(),
+            default="0s",
+            show_default=True,
+            help="Leave slides whose files changed in the last 5m, say, for the next run.",
+        ),
+        click.option(
+            "--rehash",
+            is_flag=True,
+            help="Tell slides by what their files hold, all of which is read, not by their sizes "
+            "and times.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def screen(
     *,
     notify_webhook: str | None,
@@ -195,10 +218,15 @@ def print_summary(summary: RunSummary, out: Path | str) -> None:
         lines.append(_ended_line(summary))
     if summary.settled:
         lines.append(_settled_line(summary))
-    if not ended and not summary.left:
+    if not ended and not summary.left and not summary.fresh:
         lines.append("Nothing to classify.")
     if summary.left:
         lines.append(f"Stopped: {summary.left} slides are left; submit again to go on.")
+    if summary.fresh:
+        lines.append(
+            f"Changed a moment ago: {summary.fresh} slides are left until they have settled; "
+            f"submit again. runs/{summary.run_id}.json lists them."
+        )
     if summary.ignored:
         listed = f"runs/{summary.run_id}.json"
         lines.append(f"Files and folders without a slide: {summary.ignored}; {listed} lists them.")

@@ -25,6 +25,7 @@ from cvm_batch.cli.screening import (
     screen,
     screening_options,
     settings_of,
+    which_slides_options,
 )
 from cvm_batch.cluster.doors import is_jobs_address
 from cvm_batch.errors import ExitCode, UsageError
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     type=ResultsRoot(),
     help="The results folder, made where there is none: a path, or s3://bucket/results.",
 )
+@which_slides_options
 @screening_options
 @click.option("--ship-bundle", is_flag=True, help="Take the bundle along to the cluster's nodes.")
 @handing_over_options

@@ -1,4 +1,4 @@
-"""``--until``: a time of day, a window of the day, or how long from now."""
+"""``--until``: a time of day, a window of the day, or how long from now; and ``--settle``."""
 
 from __future__ import annotations
 
@@ -37,6 +37,30 @@ class Until(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
         return found
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """``5m``, ``90s``, ``1h30m``; converts to seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        if isinstance(value, float):  # it was converted already
+            return value
+        found = duration(str(value))
+        if found is None:
+            self.fail(f"{str(value)!r} is no duration such as 5m, 90s or 1h30m.")
+        return found.total_seconds()
+
+
+def duration(text: str) -> timedelta | None:
+    match = _DURATION.fullmatch(text)
+    if match is None or not any(match.groups()):
+        return None
+    hours, minutes, seconds = (int(group or 0) for group in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
 def moment(text: str, now: datetime) -> float | None:
     """Seconds since the epoch, or None where ``text`` is neither; ``now`` knows its zone."""
     if match := _TIME.fullmatch(text):
@@ -48,10 +72,8 @@ def moment(text: str, now: datetime) -> float | None:
         # By what the clock shows: an hour that comes twice, or not at all, changes nothing.
         is_open = begin <= shown < end if begin < end else shown >= begin or shown < end
         return (ends if is_open else _a_day_earlier(ends)).timestamp()
-    if (match := _DURATION.fullmatch(text)) and any(match.groups()):
-        hours, minutes, seconds = (int(group or 0) for group in match.groups())
-        return (now + timedelta(hours=hours, minutes=minutes, seconds=seconds)).timestamp()
-    return None
+    lasting = duration(text)
+    return None if lasting is None else (now + lasting).timestamp()
 
 
 def _parsed(text: str) -> time:

@@ -44,11 +44,14 @@ class RunManifest:
     versions: Mapping[str, str]
     host: Mapping[str, Any]
     slides: Mapping[str, int]
-    """Slides planned, settled by earlier runs, and ended by this one, by status."""
+    """Slides planned, left as too fresh, settled by earlier runs, and ended by this one, by
+    status."""
     cells: Mapping[str, int]
     """Cells expected in the planned slides, classified and unreadable."""
     ignored: Sequence[Mapping[str, str]]
     """Files and folders among the inputs that hold no slide, and why."""
+    fresh: Sequence[Mapping[str, Any]] = ()
+    """Slides that were left for a later run, since they had just changed, and when that was."""
     replicas: Sequence[Mapping[str, Any]] = ()
     replicas_lost: Sequence[str] = ()
     """What is known of each replica that died or did not come up."""

@@ -1,7 +1,7 @@
 """The plan: which slides there are, what is done already, and what is to be classified.
 
 Planning reads listings and metadata, never pixels. Of a slide that an earlier run settled it
-looks at the files' stamps alone.
+looks at the files' stamps alone, unless it is asked to tell slides by what their files hold.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
-from cvm_batch.archives.describing import Description, describe_all, identities
+from cvm_batch.archives.contents import content_identity_of
+from cvm_batch.archives.describing import (
+    Description,
+    Identify,
+    changes,
+    describe_all,
+    identities,
+)
 from cvm_batch.archives.discovery import Ignored, discover
+from cvm_batch.archives.formats import identity_of
 from cvm_batch.archives.opening import OpenOptions
 from cvm_batch.archives.tables.slides import ListedSlide, Preparation
 from cvm_batch.errors import NoSlidesError
@@ -42,12 +50,21 @@ class PlannedSlide:
     address: SlideAddress
     info: SlideInfo | None
     failure: Failure | None = None
+    identity: str | None = None
     result_key: str | None = None
     priority: int = 0
     """Higher goes first."""
     preparation: Preparation | None = None
     further: Mapping[str, str] = field(default_factory=dict)
     """Columns of the manifest that only pass through."""
+
+
+class FreshSlide(NamedTuple):
+    """A slide that was written, or came, a moment ago: it may not be whole yet."""
+
+    slide_id: str
+    changed_at: float
+    """Seconds since the epoch."""
 
 
 class SettledSlide(NamedTuple):
@@ -64,6 +81,8 @@ class Plan:
     failed: tuple[PlannedSlide, ...]
     """Those that cannot even be opened."""
     settled: tuple[SettledSlide, ...]
+    fresh: tuple[FreshSlide, ...] = ()
+    """Left for a later run."""
     ignored: tuple[Ignored, ...] = ()
     """Files and folders that hold no slide, and why."""
     not_planned: int = 0
@@ -93,6 +112,7 @@ class Plan:
         if self.not_planned:
             return self
         listed = {slide.slide_id for slide in (*self.slides, *self.failed)}
+        listed |= {slide.slide_id for slide in self.fresh}
         unlisted = [
             SettledSlide(slide_id, replace(found, detail=_UNLISTED))
             for slide_id, found in history.failed.items()
@@ -104,10 +124,14 @@ class Plan:
         """This plan and, behind it, one for further slides."""
         taken_up = {slide.slide_id for slide in (*further.slides, *further.failed)}
         settled = (slide for slide in self.settled if slide.slide_id not in taken_up)
+        taken_up |= {slide.slide_id for slide in further.fresh}
+        taken_up |= {slide.slide_id for slide in further.settled}
+        fresh = (slide for slide in self.fresh if slide.slide_id not in taken_up)
         return Plan(
             slides=self.slides + further.slides,
             failed=self.failed + further.failed,
             settled=(*settled, *further.settled),
+            fresh=(*fresh, *further.fresh),
             ignored=self.ignored + further.ignored,
             not_planned=self.not_planned + further.not_planned,
         )
@@ -136,34 +160,45 @@ def plan_slides(
     history: History,
     options: OpenOptions,
     retry: bool = False,
+    rehash: bool = False,
+    quiet_since: float | None = None,
     work_waits: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Tell what is to be classified from what is done, and what cannot even be opened.
 
-    ``retry``: take up what is not complete, for whatever reason, and nothing else.
+    ``retry``: take up what is not complete, for whatever reason, and nothing else. ``rehash``:
+    tell slides by what their files hold, all of which is read. ``quiet_since``: slides whose
+    files changed later than that, in seconds since the epoch, are left as `Plan.fresh`.
     ``work_waits`` is called once it is known that some slides are not settled yet, before they
     are opened, which takes the longest. Once ``should_stop`` says so, asked before each slide
     and while one takes its time, no further one is looked at, and nothing is planned. Raises
     UsageError.
     """
     keys = _Keys(bundle, precision, options)
+    identify = content_identity_of if rehash else identity_of
     if retry:
         settled = []
         left = [slide for slide in listed_slides if slide.slide_id in history.failed]
     else:
-        settled = list(_settled(listed_slides, history, keys, should_stop))
+        settled = list(_settled(listed_slides, history, keys, identify, should_stop))
         done = {slide.slide_id for slide in settled}
         left = [slide for slide in listed_slides if slide.slide_id not in done]
+    fresh = list(_fresh(left, options, quiet_since, should_stop))
+    if fresh:
+        later = {slide.slide_id for slide in fresh}
+        left = [slide for slide in left if slide.slide_id not in later]
     slides: list[PlannedSlide] = []
     failed: list[PlannedSlide] = []
+    not_planned = 0
 
     def go_on() -> None:
         if should_stop():
             raise _StoppedError
 
     addresses = (slide.address for slide in left)
-    with closing(describe_all(addresses, options, waiting=go_on)) as descriptions:
+    descriptions = describe_all(addresses, options, identify=identify, waiting=go_on)
+    with closing(descriptions):
         try:
             go_on()
             if left:
@@ -173,12 +208,14 @@ def plan_slides(
                 planned = _planned(listed, next(descriptions), keys)
                 (failed if planned.failure else slides).append(planned)
         except _StoppedError:
-            return Plan(slides=(), failed=(), settled=tuple(settled), not_planned=len(left))
+            slides, failed, not_planned = [], [], len(left)
     slides.sort(key=_turn)
     return Plan(
         slides=tuple(slides),
         failed=tuple(failed),
         settled=tuple(settled),
+        fresh=tuple(fresh),
+        not_planned=not_planned,
     )
 
 
@@ -228,11 +265,13 @@ def _settled(
     slides: Sequence[ListedSlide],
     history: History,
     keys: _Keys,
+    identify: Identify,
     should_stop: Callable[[], bool],
 ) -> Iterator[SettledSlide]:
     """Those that an earlier run dealt with, and that have not changed since."""
     known = [slide for slide in slides if history.knows(slide.slide_id)]
-    with closing(identities((slide.address for slide in known), keys.options)) as found:
+    addresses = (slide.address for slide in known)
+    with closing(identities(addresses, keys.options, identify)) as found:
         for slide, identity in zip(known, found, strict=True):
             if should_stop():
                 return
@@ -242,6 +281,23 @@ def _settled(
                     yield SettledSlide(slide.slide_id, stands)
 
 
+def _fresh(
+    slides: Sequence[ListedSlide],
+    options: OpenOptions,
+    quiet_since: float | None,
+    should_stop: Callable[[], bool],
+) -> Iterator[FreshSlide]:
+    """Those that have changed since then."""
+    if quiet_since is None:
+        return
+    with closing(changes((slide.address for slide in slides), options)) as found:
+        for slide, changed_at in zip(slides, found, strict=True):
+            if should_stop():
+                return
+            if changed_at is not None and changed_at > quiet_since:
+                yield FreshSlide(slide.slide_id, changed_at)
+
+
 def _planned(listed: ListedSlide, description: Description, keys: _Keys) -> PlannedSlide:
     identity = description.identity
     return PlannedSlide(
@@ -249,6 +305,7 @@ def _planned(listed: ListedSlide, description: Description, keys: _Keys) -> Plan
         address=listed.address,
         info=description.info,
         failure=Failure.of(description.error) if description.error else None,
+        identity=identity,
         result_key=identity and keys.key(identity, listed.address),
         priority=listed.priority,
         preparation=listed.preparation,

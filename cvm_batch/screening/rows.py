@@ -68,7 +68,7 @@ def slide_row(
         run_id=context.run_id,
         slide_id=slide.slide_id,
         uri=printable(slide.address.uri),
-        slide_identity=slide.info.identity if slide.info else None,
+        slide_identity=slide.identity,
         result_key=slide.result_key,
         bundle=context.bundle.spec.name,
         bundle_digest=context.bundle.digest,

@@ -80,19 +80,11 @@ def run(
     metered = Metered(executor, meter)
     name = RunName.new(datetime.now(UTC))
     live = LiveFiles(results, name)
+    notices = notices or Notices()
     with exclusive(results, name) as hold, closing(metered):
         try:
             made = _Run(
-                settings,
-                bundle,
-                results,
-                hold,
-                live,
-                should_stop,
-                name,
-                metered,
-                notices or Notices(),
-                at_end,
+                settings, bundle, results, hold, live, should_stop, name, metered, notices, at_end
             )
             return made.run(report)
         finally:
@@ -155,9 +147,13 @@ class _Run:
             history=history,
             options=settings.opening(bundle.spec),
             retry=settings.retry,
+            rehash=settings.rehash,
         )
         planner = partial(
-            self._planner, work_waits=executor.prepare, should_stop=self._planning_stops
+            self._planner,
+            quiet_since=settings.quiet_since(self._began),
+            work_waits=executor.prepare,
+            should_stop=self._planning_stops,
         )
         self._listed = plan = make_plan(settings.inputs, planner)
         if settings.retry:
@@ -246,7 +242,9 @@ class _Run:
         self._log("run started", manifest)
 
     def _plan_further(self, slides: Sequence[ListedSlide]) -> Plan:
-        return self._planner(slides).prioritised(self._settings.priorities)
+        quiet_since = self._settings.quiet_since(self._clock.now())
+        found = self._planner(slides, quiet_since=quiet_since)
+        return found.prioritised(self._settings.priorities)
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved; whatever else goes wrong now, ``error`` is the cause."""
@@ -305,6 +303,7 @@ class _Run:
                 if slide.found.status is not Status.COMPLETE
             ],
             left=left,
+            fresh=len(driver.plan.fresh),
             not_complete=commits.not_complete,
             ignored=len(self._driver.plan.ignored),
             cells=commits.classified,
@@ -367,6 +366,7 @@ class _Run:
             host={"cpus": usable_cpus(), "platform": platform.platform()},
             slides={
                 "planned": self._driver.plan.slide_count,
+                "fresh": len(self._driver.plan.fresh),
                 **{f"settled_{status}": settled[status] for status in Status},
                 **{str(status): commits.by_status[status] for status in Status},
             },
@@ -375,6 +375,7 @@ class _Run:
                 "classified": commits.classified,
                 "unreadable": commits.unreadable,
             },
+            fresh=[slide._asdict() for slide in self._driver.plan.fresh],
             ignored=[ignored._asdict() for ignored in self._driver.plan.ignored],
             replicas=[asdict(info) for info in self._driver.replicas_seen],
             replicas_lost=self._driver.replicas_lost,

@@ -66,6 +66,11 @@ class Settings:
     retry: bool = False
     """Take up slides that are not complete, also those that failed for a lasting reason, and
     nothing else."""
+    settle_seconds: float = 0.0
+    """Slides whose files changed in the last so many are left for a later run; 0: none."""
+    rehash: bool = False
+    """Tell slides by what their files hold, all of which planning reads, not by their sizes and
+    times."""
     batch_size: int | None = None
     """None: the engine's own choice."""
     mpp: tuple[float, float] | None = None
@@ -129,6 +134,10 @@ class Settings:
         # Without `..`, as slides' URIs are (`DiskPlace.of`): who erases a slide looks for those.
         inputs = tuple(uri if is_remote(uri) else os.path.abspath(uri) for uri in self.inputs)
         return replace(self, inputs=inputs, model=model, out=absolute(str(self.out)))
+
+    def quiet_since(self, now: float) -> float | None:
+        """Up to when a slide may have changed that is planned ``now``; None: at any time."""
+        return now - self.settle_seconds if self.settle_seconds else None
 
     def opening(self, spec: BundleSpec) -> OpenOptions:
         """How slides are opened for a model."""

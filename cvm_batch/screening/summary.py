@@ -56,6 +56,8 @@ class RunSummary:
     """Those of them that are not complete."""
     left: int
     """Slides that a stopped run left for the next one."""
+    fresh: int
+    """Slides that were left since they had just changed."""
     not_complete: Sequence[NotComplete]
     """Of the slides that this run ended."""
     ignored: int
@@ -87,6 +89,7 @@ class RunSummary:
         same = ("run_id", "bundle", "precision", "backend", "left", "ignored")
         figures = ("seconds_starting", "seconds_classifying", "tiles_per_second")
         return cls(
+            fresh=value.get("fresh", 0),  # of a cluster with an earlier version there is none
             **{name: value[name] for name in (*same, *figures)},
             state=RunState(value["state"]),
             by_status=Counter({Status(name): count for name, count in value["slides"].items()}),
@@ -108,6 +111,7 @@ class RunSummary:
             "slides": {str(status): self.by_status[status] for status in Status},
             "settled": {str(status): self.settled[status] for status in Status},
             "left": self.left,
+            "fresh": self.fresh,
             "ignored": self.ignored,
             "cells_classified": self.cells,
             "seconds_starting": self.seconds_starting,

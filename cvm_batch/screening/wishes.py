@@ -77,6 +77,7 @@ class WatchedManifests:
         }
         for slide in (*plan.slides, *plan.failed):
             self._priorities[slide.slide_id] = slide.priority
+        self._fresh = {slide.slide_id for slide in plan.fresh}
         # Not yet seen: a manifest may have changed since it was planned from.
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
@@ -128,14 +129,26 @@ class WatchedManifests:
 
     def _look(self, place: Place, stamp: FileStamp) -> None:
         listed = read_manifest(place)
-        further = [slide for slide in listed if slide.slide_id not in self._priorities]
-        if further:
-            self._wishes.put(TakeFurther(self._plan_further(further)))
+        fresh = self._take([one for one in listed if one.slide_id not in self._priorities])
         changed: dict[str, int] = {}
         for slide in listed:
+            if slide.slide_id in fresh:
+                continue
             before = self._priorities.setdefault(slide.slide_id, slide.priority)
             if before not in (None, slide.priority):
                 self._priorities[slide.slide_id] = changed[slide.slide_id] = slide.priority
         if changed:
             self._wishes.put(ListAnew(changed))
-        self._seen[place] = stamp
+        # Until they have settled they are looked at again, though the manifest stays as it is.
+        self._seen[place] = None if fresh else stamp
+
+    def _take(self, further: Sequence[ListedSlide]) -> set[str]:
+        """Have the run take what it does not know; which of that is too fresh."""
+        if not further:
+            return set()
+        plan = self._plan_further(further)
+        fresh = {slide.slide_id for slide in plan.fresh}
+        if len(fresh) < len(further) or not fresh <= self._fresh:
+            self._fresh |= fresh
+            self._wishes.put(TakeFurther(plan))
+        return fresh

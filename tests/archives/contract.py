@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ExpectedFrom, Integrity, SlideArchive, TileBlock
+from cvm_batch.archives.contents import changed_at
 from cvm_batch.errors import InputChangedError, Reason
 from tests.archives.making import Cells, cells
-from tests.archives.reading import identity_at, open_at
+from tests.archives.reading import content_identity_at, identity_at, open_at
 
 COUNT = 23
 
@@ -31,6 +34,8 @@ class ArchiveContract:
     tile_px: tuple[int, int] | None = None
     chunk_tiles = 1
     lost_as = Reason.MISSING_TILES
+    content_is_recorded = False
+    """Whether a slide records digests of its files, which stand for what they hold."""
 
     def write(self, path: Path, slide: Cells) -> Path:
         """Write ``slide`` to ``path`` plus the format's suffix, without loss."""
@@ -155,6 +160,37 @@ class ArchiveContract:
             assert archive.describe().identity != before.identity
             assert archive.describe().tiles == before.tiles
         assert identity_at(path) != before.identity
+
+    def test_what_its_files_hold_tells_it_wherever_they_lie(
+        self, slide: Cells, tmp_path: Path
+    ) -> None:
+        (tmp_path / "first").mkdir()
+        path = self.write(tmp_path / "first" / "slide", slide)
+        before = content_identity_at(path)
+        touch(self.a_file_of(path))
+        assert content_identity_at(path) == before
+        copied = shutil.copytree(tmp_path / "first", tmp_path / "second", copy_function=shutil.copy)
+        copy = copied / path.name
+        assert content_identity_at(copy) == before
+        file = self.a_file_of(copy)
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+        assert (content_identity_at(copy) == before) == self.content_is_recorded
+
+    def test_it_tells_when_it_came_whatever_its_files_say(
+        self, slide: Cells, tmp_path: Path
+    ) -> None:
+        (tmp_path / "first").mkdir()
+        began = time.time()
+        path = self.write(tmp_path / "first" / "slide", slide)
+        written = changed_at(SlideAddress(uri=str(path)))
+        assert began - 1 < written < time.time() + 1
+        long_ago = (1_000_000_000, 1_000_000_000)
+        os.utime(self.a_file_of(path), long_ago)
+        time.sleep(0.1)
+        copied = shutil.copytree(tmp_path / "first", tmp_path / "second")  # with its times
+        copy = copied / path.name
+        assert self.a_file_of(copy).stat().st_mtime == long_ago[1]
+        assert changed_at(SlideAddress(uri=str(copy))) > written
 
     def test_a_file_that_changes_under_the_reader_is_noticed(
         self, slide: Cells, tmp_path: Path

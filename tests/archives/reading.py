@@ -12,6 +12,7 @@ import numpy as np
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, SlideInfo, TileBlock
+from cvm_batch.archives.contents import content_identity_of
 from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.opening import PLAIN, OpenOptions
 from tests.archives.making import Cells
@@ -24,6 +25,10 @@ def open_at(path: Path, options: OpenOptions = PLAIN, **known: Any) -> SlideArch
 
 def identity_at(path: Path) -> str:
     return identity_of(SlideAddress(uri=str(path)))
+
+
+def content_identity_at(path: Path) -> str:
+    return content_identity_of(SlideAddress(uri=str(path)))
 
 
 def read_all(path: Path, options: OpenOptions = PLAIN, **known: Any) -> TileBlock:

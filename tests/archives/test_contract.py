@@ -159,6 +159,7 @@ class TestZarrZipV2(ZarrZipContract):
 class TestPacked(ZarrContract):
     expected_from = ExpectedFrom.PACK_MANIFEST
     second_file = "tiles/c.1.0.0.0"
+    content_is_recorded = True
 
     def write(self, path: Path, slide: Cells) -> Path:
         return write_packed(path.with_name(path.name + self.suffix), slide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, TileBlock
+from cvm_batch.archives.contents import changed_at, content_identity_of
 from cvm_batch.archives.discovery import discover
 from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.places.local_copies import BYTES_VARIABLE, FOLDER_VARIABLE
@@ -128,6 +130,13 @@ def test_the_identity_is_stable_and_known_without_opening(s3: S3, name: str) -> 
         assert info.tiles == COUNT
         assert archive.describe() is info
     assert identity_of(address) == info.identity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_holds_and_when_it_came(s3: S3, slides: Path, name: str) -> None:
+    address = SlideAddress(uri=s3.uri(f"lab/{name}"))
+    assert content_identity_of(address) == content_identity_of(SlideAddress(uri=str(slides / name)))
+    assert time.time() - 3600 < changed_at(address) < time.time() + 60
 
 
 @pytest.mark.parametrize("name", ["night/v3.zarr", "zip.zip"])

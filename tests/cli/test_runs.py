@@ -109,6 +109,29 @@ def test_plan_says_what_would_run(slides: Path, tiny_bundle: Bundle, tmp_path: P
     assert four["seconds"] == pytest.approx(again["seconds"] / 4)
 
 
+def test_slides_that_just_changed_are_left(
+    slides: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    what = (slides, "--model", tiny_bundle.path, "--out", out, "--precision", "fp32")
+    planned = told("plan", *what, "--settle", "1h")
+    assert (planned["fresh"], planned["slides"]) == (2, 0)
+    assert "left until they settle: 2" in cvm_batch_run("plan", *what, "--settle", "1h").stdout
+    config = tmp_path / "night.toml"
+    config.write_text('[submit]\nsettle = "1h30m"\nrehash = true\nexecutor = "local"\n')
+    ended = cvm_batch_run("--config", config, "submit", *what)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 slides are left until they have settled" in ended.stdout
+    ended = cvm_batch_run("--config", config, "submit", *what, "--settle", "0s")
+    assert ended.returncode == 0, ended.stderr
+    assert statuses(out) == {"a.zip": "complete", "b": "complete"}
+    assert told("plan", *what, "--rehash")["settled"] == {"complete": 2}
+    assert told("plan", *what)["settled"] == {}, "as its key says how it was told"
+    refused = cvm_batch_run("submit", *what, "--settle", "5")
+    assert refused.returncode == 2
+    assert "5m" in refused.stderr
+
+
 def test_status_and_stop_of_a_running_run(tiny_bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
     with running(tmp_path, tiny_bundle) as process:

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from cvm_batch.archives.opening import PLAIN
-from cvm_batch.errors import NoSlidesError, Reason
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.contents import content_identity_of
+from cvm_batch.archives.opening import PLAIN, OpenOptions
+from cvm_batch.errors import InputChangedError, NoSlidesError, Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.schemas import Status
@@ -121,6 +123,74 @@ def test_retry_names_what_its_inputs_do_not_hold_until_it_joins(
     joined = retried.joined(further)
     assert ids(joined.slides) == NAMES[:2]
     assert sorted(ids(joined.settled)) == sorted(NAMES[2:])
+
+
+def test_what_just_changed_is_left_until_it_has_settled(
+    slides: Path, tmp_path: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    copied = shutil.copytree(slides, tmp_path / "copied")  # with the first ones' times
+    time.sleep(0.1)
+    began = time.time() - 0.05
+    (copied / NAMES[3]).write_bytes((slides / NAMES[4]).read_bytes())
+    (copied / NAMES[5]).write_bytes(b"half of it")
+    (copied / NAMES[7]).with_suffix(".cells.csv").write_text("file\n")
+    shutil.copy2(copied / NAMES[8], copied / "new.zip")  # an old file that comes now
+    again = plan(copied, tiny_bundle, history_of(first), quiet_since=began)
+    fresh = {NAMES[3], NAMES[5], NAMES[7], "new.zip"}
+    assert {slide.slide_id for slide in again.fresh} == fresh
+    assert all(began < slide.changed_at < time.time() + 1 for slide in again.fresh)
+    assert (again.slides, again.failed) == ((), ())
+    assert set(ids(again.settled)) == set(NAMES) - fresh, "settled whatever its time"
+    later = plan(copied, tiny_bundle, history_of(first), quiet_since=time.time() + 1)
+    assert later.fresh == ()
+    assert set(ids(later.slides)) | set(ids(later.failed)) == fresh
+    joined = again.joined(later)
+    assert (joined.fresh, joined.slides) == ((), later.slides)
+
+
+def test_a_failed_slide_that_just_changed_is_not_unlisted(
+    slides: Path, first: Plan, tiny_bundle: Bundle
+) -> None:
+    failed = history_of(first, Status.FAILED)
+    retried = plan(slides, tiny_bundle, failed, retry=True, quiet_since=0.0).with_unlisted(failed)
+    assert {slide.slide_id for slide in retried.fresh} == set(NAMES)
+    assert retried.settled == ()
+
+
+def test_what_files_hold_counts_not_their_times(
+    slides: Path, tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    first = plan(slides, tiny_bundle, History({}), rehash=True)
+    copied = shutil.copytree(slides, tmp_path / "copied", copy_function=shutil.copy)
+    damaged = bytearray((copied / NAMES[5]).read_bytes())
+    damaged[-1] ^= 1
+    times = (copied / NAMES[5]).stat()
+    (copied / NAMES[5]).write_bytes(damaged)
+    os.utime(copied / NAMES[5], ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = plan(copied, tiny_bundle, history_of(first), rehash=True)
+    assert set(ids(again.settled)) == set(NAMES) - {NAMES[5]}
+    assert ids([*again.slides, *again.failed]) == [NAMES[5]]
+    assert ids(plan(copied, tiny_bundle, history_of(first)).settled) == [], "their times differ"
+
+
+def test_a_file_that_changes_while_it_is_digested(
+    slides: Path, tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cvm_batch.archives import describing
+
+    copied = tmp_path / NAMES[5]
+    shutil.copy(slides / NAMES[5], copied)
+    address = SlideAddress(uri=str(copied))
+
+    def meanwhile(address: SlideAddress, options: OpenOptions) -> str:
+        os.utime(copied, (1, 1))
+        return content_identity_of(address, options)
+
+    (sound,) = describing._describe_some([address], options=PLAIN, identify=content_identity_of)
+    assert sound.error is None
+    (found,) = describing._describe_some([address], options=PLAIN, identify=meanwhile)
+    assert isinstance(found.error, InputChangedError)
+    assert found.identity == sound.identity
 
 
 def test_replicas_are_prepared_for_where_there_is_work(

@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.contents import content_identity_of
+from cvm_batch.archives.formats import identity_of
 from cvm_batch.cli.report import report_at_end
 from cvm_batch.errors import CommitError, ExitCode, ResultsInUseError, UsageError
 from cvm_batch.model.bundle import Bundle, write_bundle
@@ -213,6 +216,44 @@ def test_a_changed_slide_is_classified_again(settings: Settings) -> None:
         50,
         20,
     ]
+
+
+def test_what_just_changed_is_for_the_next_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = run(replace(settings, settle_seconds=3600.0))
+    assert (left.fresh, left.by_status.total(), left.exit_code) == (4, 0, ExitCode.COMPLETE)
+    assert not (Path(settings.out) / "slides").exists()
+    (path,) = (Path(settings.out) / "runs").glob("*.json")
+    told = json.loads(path.read_text())
+    assert (told["slides"]["fresh"], told["slides"]["planned"]) == (4, 0)
+    assert {slide["slide_id"] for slide in told["fresh"]} == set(FORMATS)
+    time.sleep(0.1)
+    boundary = time.time()
+    time.sleep(0.1)
+    making.write_zip(Path(settings.inputs[0]) / "new.zip", tiles(30, seed=9))
+    monkeypatch.setattr(Settings, "quiet_since", lambda self, now: boundary)
+    taken = run(settings)
+    assert (taken.fresh, taken.by_status) == (1, Counter({Status.COMPLETE: 4}))
+    monkeypatch.undo()
+    assert run(settings).by_status == Counter({Status.COMPLETE: 1})
+
+
+def test_slides_are_told_by_what_they_hold(settings: Settings) -> None:
+    rehashed = replace(settings, rehash=True)
+    run(rehashed)
+    keys = {row["result_key"] for row in rows(settings)}
+    path = Path(settings.inputs[0]) / "zip.zip"
+    os.utime(path, (1, 1))
+    assert run(rehashed).settled == Counter({Status.COMPLETE: 4})
+    path.unlink()
+    making.write_zip(path, tiles(20, seed=9))
+    assert run(rehashed).by_status == Counter({Status.COMPLETE: 1})
+    newest = rows(settings)[-1]
+    assert newest["slide_id"] == "zip.zip"
+    address = SlideAddress(uri=str(path))
+    assert newest["slide_identity"] == content_identity_of(address) != identity_of(address)
+    assert newest["result_key"] not in keys
 
 
 def test_another_bundle_classifies_all_again_and_keeps_the_older_rows(

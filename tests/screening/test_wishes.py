@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from cvm_batch.model.precision import Precision
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.live import ask_for_priority
 from cvm_batch.screening import wishes
-from cvm_batch.screening.plan import Plan, PlannedSlide
+from cvm_batch.screening.plan import FreshSlide, Plan, PlannedSlide
 from cvm_batch.screening.run import run
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import Progress, RunSummary
@@ -97,6 +99,34 @@ def test_a_manifest_that_changes_is_read_again(tmp_path: Path) -> None:
         manifest.unlink()
         time.sleep(0.3)
         assert watched.wishes() == []
+    finally:
+        watched.close()
+
+
+def test_a_slide_that_just_changed_is_taken_once_it_has_settled(tmp_path: Path) -> None:
+    """Though its manifest stays as it is."""
+    manifest = tmp_path / "night.csv"
+    write_manifest(manifest, [{"slide_id": "a", "uri": "a", "priority": 4}])
+    left = replace(planned([]), fresh=(FreshSlide("a", 1.0),))
+    settled = threading.Event()
+    looks: list[list[str]] = []
+
+    def plan_further(slides: Sequence[ListedSlide]) -> Plan:
+        looks.append([slide.slide_id for slide in slides])
+        return planned(slides) if settled.is_set() else left
+
+    watched = WatchedManifests([str(manifest)], left, plan_further)
+    try:
+        while len(looks) < 3:
+            time.sleep(0.01)
+        assert watched.wishes() == [], "nothing that the run does not know"
+        settled.set()
+        (found,) = told(watched, 1)
+        assert isinstance(found, TakeFurther)
+        assert [(slide.slide_id, slide.priority) for slide in found.plan.slides] == [("a", 4)]
+        count = len(looks)
+        time.sleep(0.3)
+        assert (watched.wishes(), len(looks)) == ([], count), "once"
     finally:
         watched.close()
 

@@ -256,13 +256,14 @@ _folder_members = partial(FolderMembers, keep=_is_member_of_folder)
 
 
 def _files_of_folder(slide: Opening) -> Iterable[FileStamp]:
-    yield from slide.place.list_files(keep=_is_member_of_folder)
-    yield from (stamp for _, stamp in tables_of(slide, TableKind.CROPS))
+    return slide.place.list_files(keep=_is_member_of_folder)
 
 
 def _files_of_packed(slide: Opening) -> Iterable[FileStamp]:
-    yield stamp_present(slide.place)
-    yield from (stamp for _, stamp in tables_of(slide, TableKind.CROPS))
+    return (stamp_present(slide.place),)
+
+
+_tables = partial(tables_of, kind=TableKind.CROPS)
 
 
 def _is_image_folder(place: Place) -> bool:
@@ -288,27 +289,30 @@ def _is_packed(*suffixes: str) -> Callable[[Place], bool]:
     return lambda place: place.name.lower().endswith(suffixes) and place.is_file()
 
 
-FOLDER_OF_IMAGES = ArchiveFormat(
+FOLDER_OF_IMAGES: ArchiveFormat = ArchiveFormat(
     name="folder of images",
     takes=_is_image_folder,
-    open=lambda slide: ImageArchive(slide, _folder_members, _files_of_folder),
+    open=lambda slide: ImageArchive(slide, _folder_members, FOLDER_OF_IMAGES.stamps),
     files=_files_of_folder,
+    tables=_tables,
     companions=partial(companions, kind=TableKind.CROPS),
     holds=_is_member_of_folder,
     has_slides_below=True,
 )
-ZIP_OF_IMAGES = ArchiveFormat(
+ZIP_OF_IMAGES: ArchiveFormat = ArchiveFormat(
     name="zip of images",
     takes=_is_packed(".zip"),
-    open=lambda slide: ImageArchive(slide, ZipMembers, _files_of_packed),
+    open=lambda slide: ImageArchive(slide, ZipMembers, ZIP_OF_IMAGES.stamps),
     files=_files_of_packed,
+    tables=_tables,
     companions=partial(companions, kind=TableKind.CROPS),
 )
-TAR_OF_IMAGES = ArchiveFormat(
+TAR_OF_IMAGES: ArchiveFormat = ArchiveFormat(
     name="tar of images",
     # Compressed ones are taken as well, to be refused by name rather than passed over.
     takes=_is_packed(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"),
-    open=lambda slide: ImageArchive(slide, TarMembers, _files_of_packed),
+    open=lambda slide: ImageArchive(slide, TarMembers, TAR_OF_IMAGES.stamps),
     files=_files_of_packed,
+    tables=_tables,
     companions=partial(companions, kind=TableKind.CROPS),
 )

@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,18 @@ class FileStamp:
     mtime_ns: int
     version: str = ""
     """ETag or version of an object; a file on a disk has none."""
+    ctime_ns: int = field(default=0, compare=False)
+    """When a file on a disk was written, or came under its name: who copies one may give it the
+    time of modification that the first one had. An object has none."""
 
     @classmethod
     def of(cls, name: str, status: os.stat_result) -> FileStamp:
-        return cls(name, status.st_size, status.st_mtime_ns)
+        return cls(name, status.st_size, status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+    @property
+    def changed_ns(self) -> int:
+        """By the clock of the disk's or the object's server; 0 where that does not tell."""
+        return self.ctime_ns or self.mtime_ns
 
     def is_version_of(self, other: FileStamp) -> bool:
         """Whether both are of the same content, under whatever name."""
@@ -54,12 +62,13 @@ class Listing:
     size: NDArray[np.int64]
     """Bytes."""
     mtime_ns: NDArray[np.int64]
+    ctime_ns: NDArray[np.int64]
     version: Sequence[str] | None = None
 
     @classmethod
     def of(cls, stamps: Iterable[FileStamp]) -> Listing:
         """Of stamps with distinct names; they are taken one by one and not kept."""
-        sizes, times = array("q"), array("q")
+        sizes, times, changes = array("q"), array("q"), array("q")
         versions: list[str] = []
 
         def taken() -> Iterator[str]:
@@ -67,6 +76,7 @@ class Listing:
                 signs.note()
                 sizes.append(stamp.size)
                 times.append(stamp.mtime_ns)
+                changes.append(stamp.ctime_ns)
                 if stamp.version:
                     versions.append(stamp.version)
                 yield stamp.name
@@ -78,6 +88,7 @@ class Listing:
             names,
             np.frombuffer(sizes, np.int64)[order],
             np.frombuffer(times, np.int64)[order],
+            np.frombuffer(changes, np.int64)[order],
             [versions[at] for at in order] if versions else None,
         )
 
@@ -102,6 +113,7 @@ class Listing:
             int(self.size[position]),
             int(self.mtime_ns[position]),
             self.version[position] if self.version else "",
+            int(self.ctime_ns[position]),
         )
 
 

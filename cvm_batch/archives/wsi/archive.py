@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -62,7 +64,7 @@ class WholeSlideArchive:
     def __init__(self, slide: Opening) -> None:
         """Raises SlideError."""
         self._slide = slide
-        stamps = list(_files(slide))
+        stamps = list(WHOLE_SLIDE.stamps(slide))
         table = _read_table(slide)
         with ExitStack() as undo:
             self._place = DiskPlace.of(undo.enter_context(_on_disk(slide.place)))
@@ -83,7 +85,7 @@ class WholeSlideArchive:
         )
 
     def describe(self) -> SlideInfo:
-        if identity(_files(self._slide)) == self.info.identity:
+        if identity(WHOLE_SLIDE.stamps(self._slide)) == self.info.identity:
             return self.info
         with closing(WholeSlideArchive(self._slide)) as anew:
             return anew.info
@@ -257,12 +259,6 @@ def _image_folder(place: Place) -> Place | None:
     return place.sibling(PurePath(place.name).stem) if _suffix(place) == ".mrxs" else None
 
 
-def _files(slide: Opening) -> Iterator[FileStamp]:
-    """The slide's own files and its cells table."""
-    yield from _image_files(slide.place)
-    yield from (stamp for _, stamp in tables_of(slide, TableKind.SLIDE))
-
-
 def _image_files(place: Place) -> Iterator[FileStamp]:
     """Those that OpenSlide may take pixels from. Raises SlideError."""
     folder = _image_folder(place)
@@ -275,9 +271,7 @@ def _image_files(place: Place) -> Iterator[FileStamp]:
         yield stamp_present(place)
     if folder is not None and folder.is_folder():
         for stamp in folder.list_files(deep=True):
-            yield FileStamp(
-                f"{folder.name}/{stamp.name}", stamp.size, stamp.mtime_ns, stamp.version
-            )
+            yield replace(stamp, name=f"{folder.name}/{stamp.name}")
 
 
 def _takes(place: Place) -> bool:
@@ -297,7 +291,8 @@ WHOLE_SLIDE = ArchiveFormat(
     name="whole-slide image",
     takes=_takes,
     open=WholeSlideArchive,
-    files=_files,
+    files=lambda slide: _image_files(slide.place),
+    tables=partial(tables_of, kind=TableKind.SLIDE),
     companions=_companions,
     holds=is_dicom,
     # Of DICOM's: other slides, which nobody would miss, may lie beside its files.

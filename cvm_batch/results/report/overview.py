@@ -78,6 +78,7 @@ def overview_values(
         "by_status": by_status,
         "planned": slides["planned"],
         "settled": sum(n for key, n in slides.items() if key.startswith("settled_")),
+        "fresh": slides.get("fresh", 0),  # as of later versions
         "cells": cells,
         "took": _took(manifest),
         "classifying": classifying,
