@@ -238,6 +238,8 @@ def _told(seen: RunSeen) -> list[str]:
         if slides[status]
     )
     lines.append(f"{slides['planned']:,} slides: {ended or 'none ended'}")
+    if fresh := slides.get("fresh"):
+        lines.append(f"{fresh:,} slides had just changed and were left. Submit again.")
     speed = seen.manifest["tiles_per_second"]
     lines.append(f"{cells['classified']:,} cells" + (f" ({speed:,.0f}/s)" if speed else ""))
     if by := seen.manifest.get("sealed_by"):

@@ -122,6 +122,9 @@ def test_slides_that_just_changed_are_left(
     ended = cvm_batch_run("--config", config, "submit", *what)
     assert ended.returncode == 0, ended.stderr
     assert "2 slides are left until they have settled" in ended.stdout
+    assert "2 slides had just changed and were left" in cvm_batch_run("status", out).stdout
+    (page,) = (out / "reports").glob("*/index.html")
+    assert "2 slides had just changed and were left" in page.read_text()
     ended = cvm_batch_run("--config", config, "submit", *what, "--settle", "0s")
     assert ended.returncode == 0, ended.stderr
     assert statuses(out) == {"a.zip": "complete", "b": "complete"}
