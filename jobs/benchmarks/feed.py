@@ -37,6 +37,7 @@ _DISTINCT = 20_000
 YARDSTICK = "bare loop, 1 thread"
 THREADED = f"bare loop, {usable_cpus()} threads"
 PEER = "Ray Data"
+WRITING = f"{PEER}, writing rows"
 Contestants = Mapping[str, Callable[[], Turn]]
 
 
@@ -104,6 +105,7 @@ def _taking_part(slides: Path, bundle: Bundle, only: Sequence[str]) -> Contestan
         f"cvm-batch, 1 replica of {cpus} CPUs": partial(real_run, slides, bundle, 1),
         f"cvm-batch, {cpus} replicas of 1 CPU": partial(real_run, slides, bundle, cpus),
         PEER: partial(_ray_data, paths, len(bundle.spec.class_names)),
+        WRITING: partial(_ray_data, paths, len(bundle.spec.class_names), writing=True),
     }
     chosen = {
         name: turn
@@ -115,7 +117,7 @@ def _taking_part(slides: Path, bundle: Bundle, only: Sequence[str]) -> Contestan
     return chosen
 
 
-def _ray_data(slides: Sequence[Path], classes: int) -> Turn:
+def _ray_data(slides: Sequence[Path], classes: int, *, writing: bool = False) -> Turn:
     """In a Ray of its own, and with its memory touched before: first use of that is slow."""
     import ray
 
@@ -125,7 +127,9 @@ def _ray_data(slides: Sequence[Path], classes: int) -> Turn:
     try:
         ray_data.count_tiles(slides, classes)
         warm = time.perf_counter()
-        counts, seconds = ray_data.count_tiles(slides, classes)
+        with tempfile.TemporaryDirectory(dir=slides[0].parent.parent) as out:
+            results = Path(out) if writing else None
+            counts, seconds = ray_data.count_tiles(slides, classes, results)
         ended = time.perf_counter()
     finally:
         ray.shutdown()
@@ -157,6 +161,7 @@ def _contest(
                 taken, turns.get(f"bare loop, {usable_cpus()} threads")
             ),
             "ratio_to_ray_data": _ratio(taken, turns.get(PEER)),
+            "ratio_to_ray_data_writing": _ratio(taken, turns.get(WRITING)),
             "seconds_whole": median(turn.seconds_whole for turn in taken),
         }
         for name, taken in turns.items()
@@ -240,12 +245,13 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("x bare", lambda row: _times(row["ratio_to_bare_loop"])),
     ("x threads", lambda row: _times(row["ratio_to_bare_threads"])),
     ("x Ray Data", lambda row: _times(row["ratio_to_ray_data"])),
+    ("x writing", lambda row: _times(row["ratio_to_ray_data_writing"])),
     ("whole, s", lambda row: f"{row['seconds_whole']:.1f}"),
 )
 _LEGEND = """\
-cells: in a slide. tiles/s: the median of the rounds. x bare, x threads, x Ray Data: ratio to the
-bare loop in one thread, in one for each CPU, and to Ray Data; the median of the rounds. whole:
-seconds with start-up and planning."""
+cells: in a slide. tiles/s: the median of the rounds. x bare, x threads, x Ray Data, x writing:
+ratio to the bare loop in one thread, in one for each CPU, to Ray Data, and to Ray Data that writes
+rows as we do; the median of the rounds. whole: seconds with start-up and planning."""
 
 
 def _range(speeds: Sequence[float]) -> str:
