@@ -7,7 +7,7 @@ recorded number of cells shows an export that was cut short.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from threading import Lock
@@ -32,7 +32,7 @@ from cvm_batch.archives.opening import Opening
 from cvm_batch.archives.packing.manifest import MANIFEST_FILE, is_packed
 from cvm_batch.archives.places.disk import DiskPlace
 from cvm_batch.archives.places.files import changed, identity
-from cvm_batch.archives.places.place import Place
+from cvm_batch.archives.places.place import OpenFile, Place
 from cvm_batch.archives.tables.cells import is_table_name
 from cvm_batch.archives.tables.digests import parse_digests
 from cvm_batch.errors import BadFormatError, ChecksumMismatchError, Reason
@@ -215,7 +215,8 @@ def verify_digest(place: Place, recorded: str) -> None:
         raise ChecksumMismatchError(
             f"{place} is not there, though its digest is recorded. Copy the slide again."
         )
-    found = sha256_of(place)
+    with place.on_disk() as path, closing(DiskPlace.of(path).open()) as file:
+        found = sha256_of(file)
     if found != recorded:
         raise ChecksumMismatchError(
             f"{place} has the SHA-256 {found}, recorded is {recorded}. It is damaged or was "
@@ -223,11 +224,11 @@ def verify_digest(place: Place, recorded: str) -> None:
         )
 
 
-def sha256_of(place: Place) -> str:
-    """Of a file, as 64 hex digits. Raises ReadError, or InputChangedError where it is gone."""
+def sha256_of(file: OpenFile, going_on: Callable[[], None] = lambda: None) -> str:
+    """64 hex digits. ``going_on`` is called between pieces. Raises ReadError."""
     digest = hashlib.sha256()
-    with place.on_disk() as path, closing(DiskPlace.of(path).open()) as file:
-        for offset in range(0, file.opened.size, _PIECE_BYTES):
-            digest.update(file.read_at(offset, _PIECE_BYTES))
-            signs.note()
+    for offset in range(0, file.opened.size, _PIECE_BYTES):
+        going_on()
+        digest.update(file.read_at(offset, _PIECE_BYTES))
+        signs.note()
     return digest.hexdigest()

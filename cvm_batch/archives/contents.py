@@ -1,18 +1,30 @@
-"""A slide's files beyond their stamps: what they hold, and when they came."""
+"""A slide's files beyond their stamps: when they came, and what they hold."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from functools import partial
+from threading import Event
+from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ArchiveFormat
 from cvm_batch.archives.checking import sha256_of
-from cvm_batch.archives.companions import digests_place
-from cvm_batch.archives.formats import format_of, opening
+from cvm_batch.archives.companions import digests_place, stamp_present
+from cvm_batch.archives.formats import format_of, identity_of, opening
 from cvm_batch.archives.opening import PLAIN, Opening, OpenOptions
+from cvm_batch.archives.places.files import FileStamp, as_slide_error, changed
 from cvm_batch.archives.places.names import encode
 from cvm_batch.archives.places.place import Place
+from cvm_batch.errors import InputChangedError, SlideError
+
+#: Slides that are read at once: of a share or a store, part of that time is waiting.
+_AT_ONCE = 8
+_LOOK_SECONDS = 1.0
 
 
 def changed_at(address: SlideAddress, options: OpenOptions = PLAIN) -> float:
@@ -22,36 +34,100 @@ def changed_at(address: SlideAddress, options: OpenOptions = PLAIN) -> float:
     Raises SlideError.
     """
     slide = opening(address, options)
-    stamps = list(format_of(slide.place).stamps(slide))
-    recorded = digests_place(slide.place).stamp()
-    if recorded is not None:
-        stamps.append(recorded)
+    found = format_of(slide.place)
+    try:
+        stamps = list(found.files(slide))
+        if (recorded := digests_place(slide.place).stamp()) is not None:
+            stamps.append(recorded)
+    except InputChangedError:  # a name that was listed and is gone: somebody writes right now
+        return time.time()
+    with suppress(SlideError):  # a table that has not come yet does not make the rest older
+        stamps += [stamp for _, stamp in found.tables(slide)]
     return max((stamp.changed_ns for stamp in stamps), default=0) / 1e9
 
 
-def content_identity_of(address: SlideAddress, options: OpenOptions = PLAIN) -> str:
-    """An identity of what a slide's files hold, wherever they lie and however old they are.
+class Content(NamedTuple):
+    """What a slide's files hold, and as which they were read."""
 
-    All of each is read; a packed slide's own digest says as much already. Raises SlideError.
+    identity: str
+    """SHA-256 over their names and contents; of a packed slide its own digest. The same wherever
+    they lie, and however old they are."""
+    stamps: str
+    """The slide's identity by its files' stamps."""
+
+
+def contents(
+    addresses: Iterable[SlideAddress],
+    options: OpenOptions = PLAIN,
+    waiting: Callable[[], None] = lambda: None,
+) -> Generator[Content | SlideError, None, None]:
+    """Of slides, in the order given; all of each is read, several at once.
+
+    ``waiting`` is called at least once a second, and may raise to end it all. Closing the
+    generator ends the reading; use `contextlib.closing`.
     """
+    left = Event()
+
+    def going_on() -> None:
+        if left.is_set():
+            raise InterruptedError
+
+    pool = ThreadPoolExecutor(_AT_ONCE, "digest")
+    try:
+        read = partial(_content_or_error, options=options, going_on=going_on)
+        for future in [pool.submit(read, address) for address in addresses]:
+            while not future.done():
+                waiting()
+                wait([future], _LOOK_SECONDS)
+            yield future.result()
+    finally:
+        left.set()
+        pool.shutdown(wait=False, cancel_futures=True)  # a disk may not answer
+
+
+def content_of(
+    address: SlideAddress,
+    options: OpenOptions = PLAIN,
+    going_on: Callable[[], None] = lambda: None,
+) -> Content:
+    """``going_on`` is called every few megabytes, and may raise. Raises SlideError."""
+    stamps = identity_of(address, options)
     slide = opening(address, options)
-    found = format_of(slide.place)
-    recorded = digests_place(slide.place)
+    identity = _identity(format_of(slide.place), slide, going_on)
+    if identity_of(address, options) != stamps:
+        raise changed(address.uri)
+    return Content(identity, stamps)
+
+
+def _content_or_error(
+    address: SlideAddress, options: OpenOptions, going_on: Callable[[], None]
+) -> Content | SlideError:
+    try:
+        return content_of(address, options, going_on)
+    except Exception as error:
+        return as_slide_error(error, address.uri)
+
+
+def _identity(found: ArchiveFormat, slide: Opening, going_on: Callable[[], None]) -> str:
     own = found.digest(slide)
+    recorded = digests_place(slide.place)
     if own is not None and not recorded.is_file():
         return own
     digest = hashlib.sha256()
-    for name, place in _files(found, slide):
-        digest.update(encode(f"{name}\0{sha256_of(place)}\0"))
-    if recorded.is_file():
-        digest.update(encode(f"{recorded.name}\0{sha256_of(recorded)}\0"))
+    for name, place, stamp in _files(found, slide):
+        with closing(place.open(stamp)) as file:
+            digest.update(encode(f"{name}\0{sha256_of(file, going_on)}\0"))
+            file.check()
     return digest.hexdigest()
 
 
-def _files(found: ArchiveFormat, slide: Opening) -> Iterator[tuple[str, Place]]:
+def _files(found: ArchiveFormat, slide: Opening) -> Iterator[tuple[str, Place, FileStamp]]:
     """All files of a slide, by names that do not say where it lies."""
     locate = slide.place.child if slide.place.is_folder() else slide.place.sibling
     for stamp in found.files(slide):
-        yield stamp.name, locate(stamp.name)
-    for place, _ in found.tables(slide):
-        yield place.name, place
+        yield stamp.name, locate(stamp.name), stamp
+    for place, stamp in found.tables(slide):
+        yield place.name, place, stamp
+    recorded = digests_place(slide.place)
+    if recorded.is_file():
+        yield recorded.name, recorded, stamp_present(recorded)

@@ -16,7 +16,7 @@ from cvm_batch.archives.archive import SlideInfo
 from cvm_batch.archives.contents import changed_at
 from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.opening import OpenOptions
-from cvm_batch.archives.places.files import as_slide_error, changed
+from cvm_batch.archives.places.files import as_slide_error
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import SlideError, UsageError
 from cvm_batch.isolation import Done, run_isolated
@@ -37,9 +37,6 @@ _IN_A_ROW = 2
 T = TypeVar("T")
 R = TypeVar("R")
 
-Identify = Callable[[SlideAddress, OpenOptions], str]
-"""`identity_of` or `content_identity_of`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -49,26 +46,24 @@ class Description:
     info: SlideInfo | None = None
     error: SlideError | None = None
     identity: str | None = None
-    """As it was asked for; None where not even the slide's files could be listed."""
+    """None where not even the slide's files could be listed."""
 
 
 def describe_all(
     addresses: Iterable[SlideAddress],
     options: OpenOptions,
     *,
-    identify: Identify = identity_of,
     jobs: int | None = None,
     at_once: int = _AT_ONCE,
     waiting: Callable[[], None] = lambda: None,
 ) -> Generator[Description, None, None]:
     """Describe slides, several at once, in the order given.
 
-    ``identify``: a function that can be imported. ``at_once``: slides that a worker is given
-    together. A slide that crashes or hangs its reader has that as its error. ``waiting``: as
-    `run_isolated` has it. Raises UsageError.
+    ``at_once``: slides that a worker is given together. A slide that crashes or hangs its reader
+    has that as its error. ``waiting``: as `run_isolated` has it. Raises UsageError.
     """
     outcomes = run_isolated(
-        partial(_describe_some, options=options, identify=identify),
+        partial(_describe_some, options=options),
         _some_at_once(addresses, at_once),
         jobs=jobs or usable_cpus(),
         timeout=_TIMEOUT_SECONDS,
@@ -84,35 +79,30 @@ def describe_all(
             elif len(outcome.item) > 1:
                 # One of them crashed or hung the reader: each again, alone.
                 yield from describe_all(
-                    outcome.item,
-                    options,
-                    identify=identify,
-                    jobs=jobs,
-                    at_once=1,
-                    waiting=waiting,
+                    outcome.item, options, jobs=jobs, at_once=1, waiting=waiting
                 )
             else:
                 (address,) = outcome.item
                 # Listing the slide's files needs no decoder.
-                identity = _identity(address, options, identify)
+                identity = _identity(address, options)
                 yield Description(address=address, error=outcome.error, identity=identity)
 
 
 def identities(
-    addresses: Iterable[SlideAddress], options: OpenOptions, identify: Identify = identity_of
+    addresses: Iterable[SlideAddress], options: OpenOptions
 ) -> Generator[str | None, None, None]:
-    """Identities of slides, in the order given: no slide is opened.
+    """Identities of slides, in the order given, by their files' stamps: no slide is opened.
 
     None where not even the files can be listed.
     """
-    return _asked(addresses, lambda address: _identity(address, options, identify))
+    return _asked(addresses, lambda address: _identity(address, options))
 
 
 def changes(
     addresses: Iterable[SlideAddress], options: OpenOptions
 ) -> Generator[float | None, None, None]:
-    """When slides last changed, in the order given, as `changed_at` tells it; None where not even
-    the files can be listed."""
+    """When slides last changed, in the order given, as `changed_at` tells it; None where it cannot
+    be told, of which opening the slide says why."""
     return _asked(addresses, lambda address: _changed_at(address, options))
 
 
@@ -144,38 +134,30 @@ def _some_at_once(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield some
 
 
-def _describe_some(
-    addresses: Sequence[SlideAddress], *, options: OpenOptions, identify: Identify
-) -> list[Description]:
-    return [_describe(address, options, identify) for address in addresses]
+def _describe_some(addresses: Sequence[SlideAddress], *, options: OpenOptions) -> list[Description]:
+    return [_describe(address, options) for address in addresses]
 
 
-def _describe(address: SlideAddress, options: OpenOptions, identify: Identify) -> Description:
+def _describe(address: SlideAddress, options: OpenOptions) -> Description:
     try:
         with closing(open_archive(address, options)) as archive:
             info = archive.info
-            identity = info.identity
-            if identify is not identity_of:
-                identity = identify(address, options)
-                if archive.describe().identity != info.identity:
-                    raise changed(address.uri)
     except UsageError:  # of the run, not of this slide
         raise
     except Exception as error:
         told = as_slide_error(error, address.uri)
-        identified = _identity(address, options, identify)
-        return Description(address=address, error=told, identity=identified)
-    return Description(address=address, info=info, identity=identity)
+        return Description(address=address, error=told, identity=_identity(address, options))
+    return Description(address=address, info=info, identity=info.identity)
 
 
-def _identity(address: SlideAddress, options: OpenOptions, identify: Identify) -> str | None:
+def _identity(address: SlideAddress, options: OpenOptions) -> str | None:
     """So that a broken slide is tried again when somebody has touched it, not before."""
     with suppress(Exception):  # whatever it is, the slide has failed already
-        return identify(address, options)
+        return identity_of(address, options)
     return None
 
 
 def _changed_at(address: SlideAddress, options: OpenOptions) -> float | None:
-    with suppress(Exception):  # opening it will say why
+    with suppress(Exception):
         return changed_at(address, options)
     return None

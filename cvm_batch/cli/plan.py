@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,7 @@ def plan(
     out: Path | str,
     precision: str | None,
     replicas: int | None,
-    settle_seconds: float,
+    settle_seconds: float | None,
     rehash: bool,
     as_json: bool,
     **options: Any,
@@ -83,7 +83,7 @@ def plan(
         history=History.read(results),
         options=opened_for_model(bundle.spec, options),
         rehash=rehash,
-        quiet_since=time.time() - settle_seconds if settle_seconds else None,
+        quiet_since=None if settle_seconds is None else time.time() - settle_seconds,
     )
     found = make_plan(slides, planner)
     speed = _speed(results, bundle.digest, str(chosen), replicas)
@@ -150,7 +150,7 @@ def _as_json(plan: Plan, precision: str, speed: _Speed | None) -> dict[str, Any]
             {"slide_id": slide.slide_id, "reason": slide.failure and str(slide.failure.reason)}
             for slide in plan.failed
         ],
-        "fresh": len(plan.fresh),
+        "fresh": [slide._asdict() for slide in plan.fresh],
         "ignored": len(plan.ignored),
         "tiles_per_second": speed and speed.tiles_per_second,
         "replicas": speed and speed.replicas,
@@ -179,5 +179,8 @@ def _print(plan: Plan, precision: str, speed: _Speed | None) -> None:
         STDOUT.print(printable(line), soft_wrap=True)
     if plan.fresh:
         STDOUT.print(f"Changed a moment ago, and left until they settle: {len(plan.fresh):,}.")
+    for left in plan.fresh[:_SHOWN]:
+        changed = datetime.fromtimestamp(left.changed_at)
+        STDOUT.print(printable(f"  {left.slide_id}: {changed:%H:%M:%S}"), soft_wrap=True)
     if plan.ignored:
         STDOUT.print(f"Files and folders without a slide: {len(plan.ignored):,}.")

@@ -203,7 +203,8 @@ def _again(results: Path | str, until: float | None) -> Settings:
     from cvm_batch.screening.settings import Settings
 
     earlier = _find(results, None).manifest["settings"]
-    return Settings.from_json(earlier, out=results, until=until, retry=True)
+    # Who copied a slide again and asks for it does not mean: later.
+    return Settings.from_json(earlier, out=results, until=until, retry=True, settle_seconds=None)
 
 
 def _find(results: Path | str, run_id: str | None) -> RunSeen:

@@ -140,8 +140,6 @@ def which_slides_options(command: F) -> F:
             "--settle",
             "settle_seconds",
             type=Duration(),
-            default="0s",
-            show_default=True,
             help="Leave slides whose files changed in the last 5m, say, for the next run.",
         ),
         click.option(
@@ -225,7 +223,7 @@ def print_summary(summary: RunSummary, out: Path | str) -> None:
     if summary.fresh:
         lines.append(
             f"Changed a moment ago: {summary.fresh} slides are left until they have settled; "
-            f"submit again. runs/{summary.run_id}.json lists them."
+            "submit again."
         )
     if summary.ignored:
         listed = f"runs/{summary.run_id}.json"

@@ -50,8 +50,6 @@ class RunManifest:
     """Cells expected in the planned slides, classified and unreadable."""
     ignored: Sequence[Mapping[str, str]]
     """Files and folders among the inputs that hold no slide, and why."""
-    fresh: Sequence[Mapping[str, Any]] = ()
-    """Slides that were left for a later run, since they had just changed, and when that was."""
     replicas: Sequence[Mapping[str, Any]] = ()
     replicas_lost: Sequence[str] = ()
     """What is known of each replica that died or did not come up."""

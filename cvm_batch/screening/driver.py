@@ -75,6 +75,8 @@ class Driver:
         self._last_event = clock.now()
         self.dispatcher: Dispatcher | None = None
         self._stopped = False
+        self._asked: list[tuple[str, int]] = []
+        """Priorities, which hold for slides that are taken later, too."""
         self._listened_at = clock.now()
         self._looked_at = clock.now()
 
@@ -123,10 +125,14 @@ class Driver:
     def grant(self, wish: Wish) -> None:
         """Do what is wished, from now on."""
         match wish:
-            case Prioritise() | ListAnew():
+            case Prioritise(pattern, priority):
+                self._asked.append((pattern, priority))
+                self._prioritise(wish)
+            case ListAnew():
                 self._prioritise(wish)
             case TakeFurther(further):
                 first = len(self.plan.slides)
+                further = further.prioritised(self._asked)
                 self.plan = self.plan.joined(further)
                 self._end_unopened(further)
                 if self.dispatcher is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,19 +17,14 @@ from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideInfo
-from cvm_batch.archives.contents import content_identity_of
-from cvm_batch.archives.describing import (
-    Description,
-    Identify,
-    changes,
-    describe_all,
-    identities,
-)
+from cvm_batch.archives.contents import Content
+from cvm_batch.archives.contents import contents as contents_of_all
+from cvm_batch.archives.describing import Description, changes, describe_all, identities
 from cvm_batch.archives.discovery import Ignored, discover
-from cvm_batch.archives.formats import identity_of
 from cvm_batch.archives.opening import OpenOptions
+from cvm_batch.archives.places.files import changed
 from cvm_batch.archives.tables.slides import ListedSlide, Preparation
-from cvm_batch.errors import NoSlidesError
+from cvm_batch.errors import NoSlidesError, SlideError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.model.preprocessing import PREPROCESSING_VERSION
@@ -57,6 +52,10 @@ class PlannedSlide:
     preparation: Preparation | None = None
     further: Mapping[str, str] = field(default_factory=dict)
     """Columns of the manifest that only pass through."""
+
+
+#: Of each slide by its slide_id, where slides are told by what their files hold.
+Contents = Mapping[str, Content | SlideError]
 
 
 class FreshSlide(NamedTuple):
@@ -121,12 +120,12 @@ class Plan:
         return replace(self, settled=(*self.settled, *unlisted))
 
     def joined(self, further: Plan) -> Plan:
-        """This plan and, behind it, one for further slides."""
-        taken_up = {slide.slide_id for slide in (*further.slides, *further.failed)}
-        settled = (slide for slide in self.settled if slide.slide_id not in taken_up)
-        taken_up |= {slide.slide_id for slide in further.fresh}
-        taken_up |= {slide.slide_id for slide in further.settled}
-        fresh = (slide for slide in self.fresh if slide.slide_id not in taken_up)
+        """This plan and, behind it, one for further slides: what that says of a slide holds."""
+        known = {slide.slide_id for slide in (*further.slides, *further.failed)}
+        known |= {slide.slide_id for slide in further.settled}
+        known |= {slide.slide_id for slide in further.fresh}
+        settled = [slide for slide in self.settled if slide.slide_id not in known]
+        fresh = [slide for slide in self.fresh if slide.slide_id not in known]
         return Plan(
             slides=self.slides + further.slides,
             failed=self.failed + further.failed,
@@ -172,50 +171,54 @@ def plan_slides(
     files changed later than that, in seconds since the epoch, are left as `Plan.fresh`.
     ``work_waits`` is called once it is known that some slides are not settled yet, before they
     are opened, which takes the longest. Once ``should_stop`` says so, asked before each slide
-    and while one takes its time, no further one is looked at, and nothing is planned. Raises
-    UsageError.
+    and while one takes its time, no further one is looked at, and nothing is planned; of what was
+    found until then nothing is lost. Raises UsageError.
     """
     keys = _Keys(bundle, precision, options)
-    identify = content_identity_of if rehash else identity_of
-    if retry:
-        settled = []
-        left = [slide for slide in listed_slides if slide.slide_id in history.failed]
-    else:
-        settled = list(_settled(listed_slides, history, keys, identify, should_stop))
-        done = {slide.slide_id for slide in settled}
-        left = [slide for slide in listed_slides if slide.slide_id not in done]
-    fresh = list(_fresh(left, options, quiet_since, should_stop))
-    if fresh:
-        later = {slide.slide_id for slide in fresh}
-        left = [slide for slide in left if slide.slide_id not in later]
+    settled: list[SettledSlide] = []
+    fresh: list[FreshSlide] = []
     slides: list[PlannedSlide] = []
     failed: list[PlannedSlide] = []
-    not_planned = 0
+    left: Sequence[ListedSlide] = [
+        slide for slide in listed_slides if not retry or slide.slide_id in history.failed
+    ]
 
     def go_on() -> None:
         if should_stop():
             raise _StoppedError
 
-    addresses = (slide.address for slide in left)
-    descriptions = describe_all(addresses, options, identify=identify, waiting=go_on)
-    with closing(descriptions):
-        try:
-            go_on()
-            if left:
-                work_waits()
+    try:
+        contents: Contents | None = None
+        if rehash:
+            # First, as what is being written need not be read; else last, as the fewest are left.
+            fresh += _fresh(left, options, quiet_since, go_on)
+            left = _without(left, fresh)
+            contents = _contents(left, options, go_on)
+        if not retry:
+            settled += _settled(left, history, keys, contents, go_on)
+            left = _without(left, settled)
+        if not rehash:
+            fresh += _fresh(left, options, quiet_since, go_on)
+            left = _without(left, fresh)
+        go_on()
+        if left:
+            work_waits()
+        addresses = (slide.address for slide in left)
+        with closing(describe_all(addresses, options, waiting=go_on)) as descriptions:
             for listed in left:
                 go_on()
-                planned = _planned(listed, next(descriptions), keys)
+                planned = _planned(listed, next(descriptions), contents, keys)
                 (failed if planned.failure else slides).append(planned)
-        except _StoppedError:
-            slides, failed, not_planned = [], [], len(left)
+        left = []
+    except _StoppedError:
+        slides, failed = [], []
     slides.sort(key=_turn)
     return Plan(
         slides=tuple(slides),
         failed=tuple(failed),
         settled=tuple(settled),
         fresh=tuple(fresh),
-        not_planned=not_planned,
+        not_planned=len(_without(left, (*settled, *fresh))),
     )
 
 
@@ -261,50 +264,83 @@ class _Keys:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def _contents(
+    slides: Sequence[ListedSlide], options: OpenOptions, go_on: Callable[[], None]
+) -> Contents:
+    addresses = (slide.address for slide in slides)
+    with closing(contents_of_all(addresses, options, waiting=go_on)) as found:
+        return {slide.slide_id: one for slide, one in zip(slides, found, strict=True)}
+
+
+def _without(
+    slides: Sequence[ListedSlide], known: Sequence[SettledSlide | FreshSlide]
+) -> Sequence[ListedSlide]:
+    names = {slide.slide_id for slide in known}
+    return [slide for slide in slides if slide.slide_id not in names] if names else slides
+
+
 def _settled(
     slides: Sequence[ListedSlide],
     history: History,
     keys: _Keys,
-    identify: Identify,
-    should_stop: Callable[[], bool],
+    contents: Contents | None,
+    go_on: Callable[[], None],
 ) -> Iterator[SettledSlide]:
     """Those that an earlier run dealt with, and that have not changed since."""
     known = [slide for slide in slides if history.knows(slide.slide_id)]
-    addresses = (slide.address for slide in known)
-    with closing(identities(addresses, keys.options, identify)) as found:
+    with closing(_identities(known, keys.options, contents)) as found:
         for slide, identity in zip(known, found, strict=True):
-            if should_stop():
-                return
+            go_on()
             if identity is not None:
                 stands = history.settled(slide.slide_id, keys.key(identity, slide.address))
                 if stands is not None:
                     yield SettledSlide(slide.slide_id, stands)
 
 
+def _identities(
+    slides: Sequence[ListedSlide], options: OpenOptions, contents: Contents | None
+) -> Generator[str | None, None, None]:
+    if contents is None:
+        yield from identities((slide.address for slide in slides), options)
+        return
+    for slide in slides:
+        content = contents[slide.slide_id]
+        yield content.identity if isinstance(content, Content) else None
+
+
 def _fresh(
     slides: Sequence[ListedSlide],
     options: OpenOptions,
     quiet_since: float | None,
-    should_stop: Callable[[], bool],
+    go_on: Callable[[], None],
 ) -> Iterator[FreshSlide]:
     """Those that have changed since then."""
     if quiet_since is None:
         return
     with closing(changes((slide.address for slide in slides), options)) as found:
         for slide, changed_at in zip(slides, found, strict=True):
-            if should_stop():
-                return
+            go_on()
             if changed_at is not None and changed_at > quiet_since:
                 yield FreshSlide(slide.slide_id, changed_at)
 
 
-def _planned(listed: ListedSlide, description: Description, keys: _Keys) -> PlannedSlide:
-    identity = description.identity
+def _planned(
+    listed: ListedSlide, description: Description, contents: Contents | None, keys: _Keys
+) -> PlannedSlide:
+    identity, error = description.identity, description.error
+    if contents is not None:
+        content = contents[listed.slide_id]
+        if not isinstance(content, Content):
+            identity, error = None, error or content
+        elif content.stamps != identity:
+            identity, error = None, error or changed(listed.address.uri)
+        else:
+            identity = content.identity
     return PlannedSlide(
         slide_id=listed.slide_id,
         address=listed.address,
-        info=description.info,
-        failure=Failure.of(description.error) if description.error else None,
+        info=description.info if error is None else None,
+        failure=Failure.of(error) if error else None,
         identity=identity,
         result_key=identity and keys.key(identity, listed.address),
         priority=listed.priority,

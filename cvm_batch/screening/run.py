@@ -375,7 +375,6 @@ class _Run:
                 "classified": commits.classified,
                 "unreadable": commits.unreadable,
             },
-            fresh=[slide._asdict() for slide in self._driver.plan.fresh],
             ignored=[ignored._asdict() for ignored in self._driver.plan.ignored],
             replicas=[asdict(info) for info in self._driver.replicas_seen],
             replicas_lost=self._driver.replicas_lost,

@@ -66,8 +66,8 @@ class Settings:
     retry: bool = False
     """Take up slides that are not complete, also those that failed for a lasting reason, and
     nothing else."""
-    settle_seconds: float = 0.0
-    """Slides whose files changed in the last so many are left for a later run; 0: none."""
+    settle_seconds: float | None = None
+    """Slides whose files changed in the last so many are left for a later run; None: none are."""
     rehash: bool = False
     """Tell slides by what their files hold, all of which planning reads, not by their sizes and
     times."""
@@ -137,7 +137,7 @@ class Settings:
 
     def quiet_since(self, now: float) -> float | None:
         """Up to when a slide may have changed that is planned ``now``; None: at any time."""
-        return now - self.settle_seconds if self.settle_seconds else None
+        return None if self.settle_seconds is None else now - self.settle_seconds
 
     def opening(self, spec: BundleSpec) -> OpenOptions:
         """How slides are opened for a model."""

@@ -7,8 +7,10 @@ again whenever it has changed. A row that is new there is a slide more.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from cvm_batch.screening.plan import Plan, fits
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_SECONDS = 5.0
+#: Times what a look took, until the next one for the sake of slides that have yet to settle.
+_REST = 20
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class WatchedManifests:
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
         }
+        self._again = dict.fromkeys(self._seen, math.inf)
         self._last_look: dict[Place, FileStamp | None] = {}
         self.trouble: str | None = None
         """Why a manifest could not be looked at just now; until it can."""
@@ -115,7 +120,8 @@ class WatchedManifests:
             # is left alone until it has stood still for a while.
             stands = stamp == self._last_look.get(place)
             self._last_look[place] = stamp
-            if stamp is not None and stands and stamp != self._seen[place]:
+            is_due = stamp != self._seen[place] or time.monotonic() >= self._again[place]
+            if stamp is not None and stands and is_due:
                 self._look(place, stamp)
         # Half written all the same, or out of reach for a moment: the next look may find it
         # whole. Whatever else it is must not end this thread, which nobody would miss.
@@ -128,6 +134,7 @@ class WatchedManifests:
         return None
 
     def _look(self, place: Place, stamp: FileStamp) -> None:
+        began = time.monotonic()
         listed = read_manifest(place)
         fresh = self._take([one for one in listed if one.slide_id not in self._priorities])
         changed: dict[str, int] = {}
@@ -139,8 +146,10 @@ class WatchedManifests:
                 self._priorities[slide.slide_id] = changed[slide.slide_id] = slide.priority
         if changed:
             self._wishes.put(ListAnew(changed))
+        self._seen[place] = stamp
         # Until they have settled they are looked at again, though the manifest stays as it is.
-        self._seen[place] = None if fresh else stamp
+        now = time.monotonic()
+        self._again[place] = now + _REST * (now - began) if fresh else math.inf
 
     def _take(self, further: Sequence[ListedSlide]) -> set[str]:
         """Have the run take what it does not know; which of that is too fresh."""

@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ExpectedFrom, Integrity, SlideArchive, TileBlock
 from cvm_batch.archives.contents import changed_at
+from cvm_batch.archives.places import disk
+from cvm_batch.archives.places.disk import DiskPlace
+from cvm_batch.archives.places.files import gone
 from cvm_batch.errors import InputChangedError, Reason
 from tests.archives.making import Cells, cells
 from tests.archives.reading import content_identity_at, identity_at, open_at
@@ -191,6 +194,21 @@ class ArchiveContract:
         copy = copied / path.name
         assert self.a_file_of(copy).stat().st_mtime == long_ago[1]
         assert changed_at(SlideAddress(uri=str(copy))) > written
+
+    def test_one_that_is_being_written_has_just_changed(
+        self, slide: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A name that was listed is gone when it is looked at: who copies writes beside."""
+        path = self.write(tmp_path / "slide", slide)
+
+        def vanished(*_: object) -> None:
+            raise gone(path)
+
+        before = time.time()
+        monkeypatch.setattr(disk, "_stamp", vanished)
+        monkeypatch.setattr(DiskPlace, "stamp", vanished)
+        monkeypatch.setattr(DiskPlace, "is_file", lambda place: place.path.is_file())
+        assert before <= changed_at(SlideAddress(uri=str(path))) <= time.time()
 
     def test_a_file_that_changes_under_the_reader_is_noticed(
         self, slide: Cells, tmp_path: Path

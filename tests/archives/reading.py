@@ -12,7 +12,7 @@ import numpy as np
 
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import SlideArchive, SlideInfo, TileBlock
-from cvm_batch.archives.contents import content_identity_of
+from cvm_batch.archives.contents import content_of
 from cvm_batch.archives.formats import identity_of, open_archive
 from cvm_batch.archives.opening import PLAIN, OpenOptions
 from tests.archives.making import Cells
@@ -28,7 +28,7 @@ def identity_at(path: Path) -> str:
 
 
 def content_identity_at(path: Path) -> str:
-    return content_identity_of(SlideAddress(uri=str(path)))
+    return content_of(SlideAddress(uri=str(path))).identity
 
 
 def read_all(path: Path, options: OpenOptions = PLAIN, **known: Any) -> TileBlock:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ExpectedFrom, Integrity
+from cvm_batch.archives.contents import changed_at
 from cvm_batch.errors import (
     BadFormatError,
     ChecksumMismatchError,
@@ -29,6 +31,7 @@ from tests.archives.making import (
     write_folder,
     write_table,
     write_tar,
+    write_zip,
 )
 from tests.archives.reading import describe, flip_bit, identity_at, open_at, read_all
 
@@ -166,3 +169,9 @@ class TestExpectedCells:
     def test_fewer_than_there_are_is_bad_format(self, folder: Path) -> None:
         with pytest.raises(BadFormatError, match="holds 6 tiles, but the manifest expects 5"):
             describe(folder, cells_expected=5)
+
+
+def test_a_slide_whose_table_has_yet_to_come_is_as_new_as_its_files(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "slide.zip", cells(3).tiles)
+    address = SlideAddress(uri=str(path), cells_uri=str(tmp_path / "later.csv"))
+    assert changed_at(address) == pytest.approx(path.stat().st_ctime, abs=0.001)

@@ -10,7 +10,7 @@ import pytest
 from cvm_batch.archives import describing
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.describing import identities
-from cvm_batch.archives.opening import PLAIN
+from cvm_batch.archives.opening import PLAIN, OpenOptions
 
 SLIDES = [SlideAddress(uri=f"/slides/{number}.zip") for number in range(400)]
 
@@ -19,7 +19,7 @@ SLIDES = [SlideAddress(uri=f"/slides/{number}.zip") for number in range(400)]
 def test_in_order_whatever_a_look_costs(monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
     threads = set()
 
-    def look(address: SlideAddress, *_: object) -> str | None:
+    def look(address: SlideAddress, _: OpenOptions) -> str | None:
         threads.add(threading.get_ident())
         number = int(address.uri.split("/")[-1].removesuffix(".zip"))
         if number >= slow_from:
@@ -38,7 +38,7 @@ def test_in_order_whatever_a_look_costs(monkeypatch: pytest.MonkeyPatch, slow_fr
 def test_one_slow_look_is_not_yet_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
-    def look(address: SlideAddress, *_: object) -> str | None:
+    def look(address: SlideAddress, _: OpenOptions) -> str | None:
         threads.add(threading.get_ident())
         if address.uri in ("/slides/10.zip", "/slides/100.zip"):
             time.sleep(0.1)

@@ -25,7 +25,6 @@ from cvm_batch.results.audit.log import Entry, Event, append
 from cvm_batch.results.claims import Claims
 from cvm_batch.results.erasing import erase
 from cvm_batch.results.erasing.erase import erase_slide
-from cvm_batch.results.erasing.manifests import without_slide
 from cvm_batch.results.folder import ResultsFolder
 from cvm_batch.results.layout import RunName, slide_stem
 from cvm_batch.results.manifest import RunState
@@ -471,7 +470,6 @@ SWEEP = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
 from cvm_batch.results.erasing.erase import erase_slide
-from cvm_batch.results.erasing.manifests import without_slide
 from cvm_batch.results.folder import ResultsFolder
 
 source, copies, slide = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -546,9 +544,3 @@ def test_manifests_keep_their_state(results: ResultsFolder) -> None:
     erase_slide(results, HOSTILE[0])
     for path in (results.root / "runs").iterdir():
         assert json.loads(path.read_text())["state"] == RunState.FINISHED
-
-
-def test_a_slide_that_was_left_as_too_fresh_is_not_named_either() -> None:
-    kept = {"slide_id": "b", "changed_at": 2.0}
-    manifest = {"settings": {"inputs": []}, "fresh": [{"slide_id": "a", "changed_at": 1.0}, kept]}
-    assert without_slide(manifest, "a", set())["fresh"] == [kept]

@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 
-from cvm_batch.archives.address import SlideAddress
-from cvm_batch.archives.contents import content_identity_of
-from cvm_batch.archives.opening import PLAIN, OpenOptions
-from cvm_batch.errors import InputChangedError, NoSlidesError, Reason
+from cvm_batch.archives.opening import PLAIN
+from cvm_batch.errors import NoSlidesError, Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.schemas import Status
@@ -173,24 +171,46 @@ def test_what_files_hold_counts_not_their_times(
     assert ids(plan(copied, tiny_bundle, history_of(first)).settled) == [], "their times differ"
 
 
-def test_a_file_that_changes_while_it_is_digested(
-    slides: Path, tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_changes_after_it_was_digested(
+    slides: Path, tmp_path: Path, tiny_bundle: Bundle
 ) -> None:
-    from cvm_batch.archives import describing
+    copied = shutil.copytree(slides, tmp_path / "copied")
 
-    copied = tmp_path / NAMES[5]
-    shutil.copy(slides / NAMES[5], copied)
-    address = SlideAddress(uri=str(copied))
+    def meanwhile() -> None:
+        (copied / NAMES[5]).write_bytes((slides / NAMES[6]).read_bytes())
 
-    def meanwhile(address: SlideAddress, options: OpenOptions) -> str:
-        os.utime(copied, (1, 1))
-        return content_identity_of(address, options)
+    found = plan(copied, tiny_bundle, History({}), rehash=True, work_waits=meanwhile)
+    assert ids(found.failed) == [NAMES[5]]
+    failure = found.failed[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.INPUT_CHANGED
+    assert found.failed[0].result_key is None, "so that it is tried again"
+    assert len(found.slides) == len(NAMES) - 1
 
-    (sound,) = describing._describe_some([address], options=PLAIN, identify=content_identity_of)
-    assert sound.error is None
-    (found,) = describing._describe_some([address], options=PLAIN, identify=meanwhile)
-    assert isinstance(found.error, InputChangedError)
-    assert found.identity == sound.identity
+
+def test_a_slide_that_cannot_be_opened_is_told_by_what_it_holds(
+    slides: Path, tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    copied = shutil.copytree(slides, tmp_path / "copied")
+    (copied / NAMES[5]).write_bytes(b"PK no zip")
+    (broken,) = plan(copied, tiny_bundle, History({}), rehash=True).failed
+    assert broken.slide_id == NAMES[5]
+    ended = {(NAMES[5], str(broken.result_key)): Settled(Status.FAILED, Reason.BAD_FORMAT, None)}
+    os.utime(copied / NAMES[5], (1, 1))
+    again = plan(copied, tiny_bundle, History(ended), rehash=True)
+    assert ids(again.settled) == [NAMES[5]]
+
+
+def test_digesting_ends_when_the_run_is_to_stop(slides: Path, tiny_bundle: Bundle) -> None:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    stopped = plan(slides, tiny_bundle, History({}), rehash=True, should_stop=should_stop)
+    assert (stopped.slides, stopped.failed, stopped.not_planned) == ((), (), len(NAMES))
 
 
 def test_replicas_are_prepared_for_where_there_is_work(

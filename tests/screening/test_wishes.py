@@ -21,7 +21,7 @@ from cvm_batch.errors import ExitCode
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.folder import ResultsFolder
-from cvm_batch.results.live import ask_for_priority
+from cvm_batch.results.live import LiveFiles, ask_for_priority
 from cvm_batch.screening import wishes
 from cvm_batch.screening.plan import FreshSlide, Plan, PlannedSlide
 from cvm_batch.screening.run import run
@@ -117,7 +117,9 @@ def test_a_slide_that_just_changed_is_taken_once_it_has_settled(tmp_path: Path) 
 
     watched = WatchedManifests([str(manifest)], left, plan_further)
     try:
+        deadline = time.monotonic() + 20
         while len(looks) < 3:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         assert watched.wishes() == [], "nothing that the run does not know"
         settled.set()
@@ -305,6 +307,48 @@ def test_a_slide_that_is_added_to_a_manifest_is_classified_too(
     assert len(rows) == SLIDES + 2
     assert rows["late"]["cells_classified"] == 9
     assert rows["broken"]["status"] == "failed"
+
+
+def test_a_listed_slide_that_is_fresh_is_taken_once_it_has_settled(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes where it was asked to go while it was not there yet."""
+    manifest = tmp_path / "night.csv"
+    names = sorted(night.folder.iterdir())
+    listed = [{"slide_id": path.name, "uri": str(path), "priority": 0} for path in names]
+    time.sleep(0.1)
+    boundary = time.time()
+    time.sleep(0.1)
+    for name in ("late-1", "late-2"):
+        making.write_zip(tmp_path / f"{name}.zip", tiles(9, seed=5))
+        listed.append({"slide_id": name, "uri": f"{name}.zip", "priority": 0})
+    write_manifest(manifest, listed)
+    settled = threading.Event()
+    monkeypatch.setattr(
+        Settings, "quiet_since", lambda self, now: None if settled.is_set() else boundary
+    )
+    asked = threading.Event()
+    priorities_wanted = LiveFiles.priorities_wanted
+
+    def heard(self: LiveFiles, now: float) -> list[tuple[str, int]]:
+        wanted = priorities_wanted(self, now)
+        if wanted:
+            asked.set()
+        elif asked.is_set():
+            settled.set()  # once the driver has granted that
+        return wanted
+
+    monkeypatch.setattr(LiveFiles, "priorities_wanted", heard)
+
+    def meanwhile() -> None:
+        ask_for_priority(ResultsFolder(night.out), "late-*", 9)
+
+    summary = night.run(manifest, meanwhile)
+    assert (summary.exit_code, summary.fresh) == (ExitCode.COMPLETE, 0)
+    assert summary.by_status == {"complete": SLIDES + 2}
+    priorities = {row["slide_id"]: row["priority"] for row in night.rows()}
+    assert len(priorities) == SLIDES + 2
+    assert (priorities["late-1"], priorities["late-2"]) == (9, 9)
 
 
 def test_priorities_given_at_the_start_hold(night: Night) -> None:

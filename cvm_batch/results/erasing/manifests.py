@@ -42,8 +42,6 @@ def without_slide(manifest: Mapping[str, Any], slide_id: str, uris: set[str]) ->
         return value
 
     told = {key: scrub(manifest[key]) for key in _TOLD if key in manifest}
-    if "fresh" in manifest:  # as of later versions
-        told["fresh"] = [one for one in manifest["fresh"] if one["slide_id"] != slide_id]
     return {**manifest, "settings": settings, **told}
 
 
