@@ -224,11 +224,11 @@ def verify_digest(place: Place, recorded: str) -> None:
         )
 
 
-def sha256_of(file: OpenFile, going_on: Callable[[], None] = lambda: None) -> str:
-    """64 hex digits. ``going_on`` is called between pieces. Raises ReadError."""
+def sha256_of(file: OpenFile, sign: Callable[[], None] = lambda: None) -> str:
+    """64 hex digits. ``sign`` is called between pieces. Raises ReadError."""
     digest = hashlib.sha256()
     for offset in range(0, file.opened.size, _PIECE_BYTES):
-        going_on()
+        sign()
         digest.update(file.read_at(offset, _PIECE_BYTES))
         signs.note()
     return digest.hexdigest()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
-from functools import partial
-from threading import Event
 from typing import NamedTuple
 
 from cvm_batch.archives.address import SlideAddress
@@ -20,11 +17,14 @@ from cvm_batch.archives.opening import PLAIN, Opening, OpenOptions
 from cvm_batch.archives.places.files import FileStamp, as_slide_error, changed
 from cvm_batch.archives.places.names import encode
 from cvm_batch.archives.places.place import Place
-from cvm_batch.errors import InputChangedError, SlideError
+from cvm_batch.errors import InputChangedError, ReadError, SlideError
+from cvm_batch.threads import Sign, in_threads
 
 #: Slides that are read at once: of a share or a store, part of that time is waiting.
 _AT_ONCE = 8
-_LOOK_SECONDS = 1.0
+#: A disk that gives nothing for so long does not answer. It may take as long to list half a million
+#: files, which is one look here.
+_PATIENCE_SECONDS = 600.0
 
 
 def changed_at(address: SlideAddress, options: OpenOptions = PLAIN) -> float:
@@ -63,52 +63,44 @@ def contents(
 ) -> Generator[Content | SlideError, None, None]:
     """Of slides, in the order given; all of each is read, several at once.
 
-    ``waiting`` is called at least once a second, and may raise to end it all. Closing the
-    generator ends the reading; use `contextlib.closing`.
+    ``waiting`` is called about once a second, and may raise to end it all. Closing the generator
+    ends the reading; use `contextlib.closing`.
     """
-    left = Event()
 
-    def going_on() -> None:
-        if left.is_set():
-            raise InterruptedError
+    def read(address: SlideAddress, sign: Sign) -> Content | SlideError:
+        try:
+            return content_of(address, options, sign)
+        except Exception as error:
+            return as_slide_error(error, address.uri)
 
-    pool = ThreadPoolExecutor(_AT_ONCE, "digest")
-    try:
-        read = partial(_content_or_error, options=options, going_on=going_on)
-        for future in [pool.submit(read, address) for address in addresses]:
-            while not future.done():
-                waiting()
-                wait([future], _LOOK_SECONDS)
-            yield future.result()
-    finally:
-        left.set()
-        pool.shutdown(wait=False, cancel_futures=True)  # a disk may not answer
+    return in_threads(
+        read,
+        addresses,
+        threads=_AT_ONCE,
+        waiting=waiting,
+        patience=_PATIENCE_SECONDS,
+        late=lambda address: ReadError(
+            f"{address.uri}: nothing of it could be read for {_PATIENCE_SECONDS:g} s. Check that "
+            "its disk answers; a further submit tries again."
+        ),
+    )
 
 
 def content_of(
     address: SlideAddress,
     options: OpenOptions = PLAIN,
-    going_on: Callable[[], None] = lambda: None,
+    sign: Sign = lambda: None,
 ) -> Content:
-    """``going_on`` is called every few megabytes, and may raise. Raises SlideError."""
+    """``sign`` is called every few megabytes, and may raise. Raises SlideError."""
     stamps = identity_of(address, options)
     slide = opening(address, options)
-    identity = _identity(format_of(slide.place), slide, going_on)
+    identity = _identity(format_of(slide.place), slide, sign)
     if identity_of(address, options) != stamps:
         raise changed(address.uri)
     return Content(identity, stamps)
 
 
-def _content_or_error(
-    address: SlideAddress, options: OpenOptions, going_on: Callable[[], None]
-) -> Content | SlideError:
-    try:
-        return content_of(address, options, going_on)
-    except Exception as error:
-        return as_slide_error(error, address.uri)
-
-
-def _identity(found: ArchiveFormat, slide: Opening, going_on: Callable[[], None]) -> str:
+def _identity(found: ArchiveFormat, slide: Opening, sign: Sign) -> str:
     own = found.digest(slide)
     recorded = digests_place(slide.place)
     if own is not None and not recorded.is_file():
@@ -116,7 +108,7 @@ def _identity(found: ArchiveFormat, slide: Opening, going_on: Callable[[], None]
     digest = hashlib.sha256()
     for name, place, stamp in _files(found, slide):
         with closing(place.open(stamp)) as file:
-            digest.update(encode(f"{name}\0{sha256_of(file, going_on)}\0"))
+            digest.update(encode(f"{name}\0{sha256_of(file, sign)}\0"))
             file.check()
     return digest.hexdigest()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,14 @@ from cvm_batch.archives.places.files import as_slide_error
 from cvm_batch.cpus import usable_cpus
 from cvm_batch.errors import SlideError, UsageError
 from cvm_batch.isolation import Done, run_isolated
+from cvm_batch.threads import Sign, in_threads
 
 #: Listing half a million files on a busy share takes minutes, not more.
 _TIMEOUT_SECONDS = 600.0
 #: Slides that a worker is given at once: handing over a tiny one takes longer than opening it.
 _AT_ONCE = 8
+#: And those whose files a thread looks at, where that is quick.
+_QUICK_AT_ONCE = 32
 #: Threads that ask for files' stamps: of a share or a store, most of that time is waiting. On a
 #: disk nearly none is, and threads that take the interpreter's lock from each other take four
 #: times as long as one.
@@ -34,7 +36,6 @@ _ASKING = 16
 _QUICK_SECONDS = 0.001
 _IN_A_ROW = 2
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -64,7 +65,7 @@ def describe_all(
     """
     outcomes = run_isolated(
         partial(_describe_some, options=options),
-        _some_at_once(addresses, at_once),
+        _Some(addresses, at_once),
         jobs=jobs or usable_cpus(),
         timeout=_TIMEOUT_SECONDS,
         name=lambda some: some[0].uri,
@@ -89,49 +90,66 @@ def describe_all(
 
 
 def identities(
-    addresses: Iterable[SlideAddress], options: OpenOptions
+    addresses: Iterable[SlideAddress],
+    options: OpenOptions,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Generator[str | None, None, None]:
     """Identities of slides, in the order given, by their files' stamps: no slide is opened.
 
-    None where not even the files can be listed.
+    None where not even the files can be listed. ``waiting`` is called about once a second, and
+    may raise to end it all.
     """
-    return _asked(addresses, lambda address: _identity(address, options))
+    return _asked(addresses, lambda address: _identity(address, options), waiting)
 
 
 def changes(
-    addresses: Iterable[SlideAddress], options: OpenOptions
+    addresses: Iterable[SlideAddress],
+    options: OpenOptions,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Generator[float | None, None, None]:
     """When slides last changed, in the order given, as `changed_at` tells it; None where it cannot
-    be told, of which opening the slide says why."""
-    return _asked(addresses, lambda address: _changed_at(address, options))
+    be told, of which opening the slide says why. ``waiting``: as of `identities`."""
+    return _asked(addresses, lambda address: _changed_at(address, options), waiting)
 
 
 def _asked(
-    addresses: Iterable[SlideAddress], question: Callable[[SlideAddress], R]
+    addresses: Iterable[SlideAddress],
+    question: Callable[[SlideAddress], R],
+    waiting: Callable[[], None],
 ) -> Generator[R, None, None]:
     """What comes of a question about each slide's files: of many at once, where it waits."""
 
-    def of_some(some: Sequence[SlideAddress]) -> list[R]:
-        return [question(address) for address in some]
-
-    left, slow = _some_at_once(addresses, _AT_ONCE), 0
-    for some in left:
+    def of_some(some: Sequence[SlideAddress], _: Sign) -> tuple[list[R], bool]:
         began, worked = time.perf_counter(), time.thread_time()
-        found = of_some(some)
+        found = [question(address) for address in some]
         waited = time.perf_counter() - began - (time.thread_time() - worked)
-        yield from found
-        slow = slow + 1 if waited > _QUICK_SECONDS * len(some) else 0
-        if slow == _IN_A_ROW:
-            break
-    with ThreadPoolExecutor(_ASKING, "identify") as pool:
-        for found in pool.map(of_some, left):
+        return found, waited > _QUICK_SECONDS * len(some)
+
+    left, slow = _Some(addresses, _AT_ONCE), 0
+    # None ahead: what one thread has not taken is for the many.
+    with closing(in_threads(of_some, left, threads=1, ahead=1, waiting=waiting)) as one_by_one:
+        for found, is_slow in one_by_one:
+            yield from found
+            slow = slow + 1 if is_slow else 0
+            left.size = _AT_ONCE if is_slow else _QUICK_AT_ONCE
+            if slow == _IN_A_ROW:
+                break
+    with closing(in_threads(of_some, left, threads=_ASKING, waiting=waiting)) as many:
+        for found, _ in many:
             yield from found
 
 
-def _some_at_once(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    left = iter(items)
-    while some := tuple(islice(left, size)):
-        yield some
+class _Some(Iterator[tuple[SlideAddress, ...]]):
+    """Some addresses at once: as many as ``size`` says by then."""
+
+    def __init__(self, addresses: Iterable[SlideAddress], size: int) -> None:
+        self.size = size
+        self._left = iter(addresses)
+
+    def __next__(self) -> tuple[SlideAddress, ...]:
+        if some := tuple(islice(self._left, self.size)):
+            return some
+        raise StopIteration
 
 
 def _describe_some(addresses: Sequence[SlideAddress], *, options: OpenOptions) -> list[Description]:

@@ -75,8 +75,8 @@ class Driver:
         self._last_event = clock.now()
         self.dispatcher: Dispatcher | None = None
         self._stopped = False
-        self._asked: list[tuple[str, int]] = []
-        """Priorities, which hold for slides that are taken later, too."""
+        self._asked_early: dict[str, int] = {}
+        """Priorities of slides that are known, and still too fresh to be taken."""
         self._listened_at = clock.now()
         self._looked_at = clock.now()
 
@@ -125,20 +125,20 @@ class Driver:
     def grant(self, wish: Wish) -> None:
         """Do what is wished, from now on."""
         match wish:
-            case Prioritise(pattern, priority):
-                self._asked.append((pattern, priority))
-                self._prioritise(wish)
-            case ListAnew():
+            case Prioritise() | ListAnew():
                 self._prioritise(wish)
             case TakeFurther(further):
                 first = len(self.plan.slides)
-                further = further.prioritised(self._asked)
+                further = further.with_priorities(self._asked_early)
                 self.plan = self.plan.joined(further)
                 self._end_unopened(further)
                 if self.dispatcher is not None:
                     self._add_slides(self.dispatcher, first)
 
     def _prioritise(self, wish: Prioritise | ListAnew) -> None:
+        for fresh in self.plan.fresh:
+            if (priority := wish.of(fresh.slide_id)) is not None:
+                self._asked_early[fresh.slide_id] = priority
         slides = list(self.plan.slides)
         for number, slide in enumerate(slides):
             priority = wish.of(slide.slide_id)

@@ -55,7 +55,7 @@ class PlannedSlide:
 
 
 #: Of each slide by its slide_id, where slides are told by what their files hold.
-Contents = Mapping[str, Content | SlideError]
+Contents = dict[str, Content | SlideError]
 
 
 class FreshSlide(NamedTuple):
@@ -104,6 +104,17 @@ class Plan:
         slides = [_prioritised(slide, priorities) for slide in self.slides]
         failed = [_prioritised(slide, priorities) for slide in self.failed]
         return replace(self, slides=tuple(sorted(slides, key=_turn)), failed=tuple(failed))
+
+    def with_priorities(self, priorities: Mapping[str, int]) -> Plan:
+        """This plan, with a priority for slides by their slide_id."""
+        if not priorities:
+            return self
+
+        def asked(slide: PlannedSlide) -> PlannedSlide:
+            return replace(slide, priority=priorities.get(slide.slide_id, slide.priority))
+
+        slides = tuple(sorted(map(asked, self.slides), key=_turn))
+        return replace(self, slides=slides, failed=tuple(map(asked, self.failed)))
 
     def with_unlisted(self, history: History) -> Plan:
         """This plan of a retry, and what is not complete and cannot be taken up: else it would
@@ -188,18 +199,19 @@ def plan_slides(
             raise _StoppedError
 
     try:
-        contents: Contents | None = None
-        if rehash:
-            # First, as what is being written need not be read; else last, as the fewest are left.
-            fresh += _fresh(left, options, quiet_since, go_on)
-            left = _without(left, fresh)
-            contents = _contents(left, options, go_on)
+        contents: Contents | None = {} if rehash else None
         if not retry:
-            settled += _settled(left, history, keys, contents, go_on)
+            known = [slide for slide in left if history.knows(slide.slide_id)]
+            if contents is not None:
+                contents |= _contents(known, options, go_on)
+            settled += _settled(known, history, keys, contents, go_on)
             left = _without(left, settled)
-        if not rehash:
-            fresh += _fresh(left, options, quiet_since, go_on)
-            left = _without(left, fresh)
+        fresh += _fresh(left, options, quiet_since, go_on)
+        left = _without(left, fresh)
+        if contents is not None:
+            # Last, since what is being written need not be read.
+            unread = [slide for slide in left if slide.slide_id not in contents]
+            contents |= _contents(unread, options, go_on)
         go_on()
         if left:
             work_waits()
@@ -280,15 +292,14 @@ def _without(
 
 
 def _settled(
-    slides: Sequence[ListedSlide],
+    known: Sequence[ListedSlide],
     history: History,
     keys: _Keys,
     contents: Contents | None,
     go_on: Callable[[], None],
 ) -> Iterator[SettledSlide]:
-    """Those that an earlier run dealt with, and that have not changed since."""
-    known = [slide for slide in slides if history.knows(slide.slide_id)]
-    with closing(_identities(known, keys.options, contents)) as found:
+    """Of slides that an earlier run dealt with those that have not changed since."""
+    with closing(_identities(known, keys.options, contents, go_on)) as found:
         for slide, identity in zip(known, found, strict=True):
             go_on()
             if identity is not None:
@@ -298,10 +309,13 @@ def _settled(
 
 
 def _identities(
-    slides: Sequence[ListedSlide], options: OpenOptions, contents: Contents | None
+    slides: Sequence[ListedSlide],
+    options: OpenOptions,
+    contents: Contents | None,
+    go_on: Callable[[], None],
 ) -> Generator[str | None, None, None]:
     if contents is None:
-        yield from identities((slide.address for slide in slides), options)
+        yield from identities((slide.address for slide in slides), options, go_on)
         return
     for slide in slides:
         content = contents[slide.slide_id]
@@ -317,7 +331,8 @@ def _fresh(
     """Those that have changed since then."""
     if quiet_since is None:
         return
-    with closing(changes((slide.address for slide in slides), options)) as found:
+    addresses = (slide.address for slide in slides)
+    with closing(changes(addresses, options, go_on)) as found:
         for slide, changed_at in zip(slides, found, strict=True):
             go_on()
             if changed_at is not None and changed_at > quiet_since:

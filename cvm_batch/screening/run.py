@@ -241,9 +241,9 @@ class _Run:
         self._write(replace(manifest, audit=self._audit))
         self._log("run started", manifest)
 
-    def _plan_further(self, slides: Sequence[ListedSlide]) -> Plan:
+    def _plan_further(self, slides: Sequence[ListedSlide], should_stop: Callable[[], bool]) -> Plan:
         quiet_since = self._settings.quiet_since(self._clock.now())
-        found = self._planner(slides, quiet_since=quiet_since)
+        found = self._planner(slides, quiet_since=quiet_since, should_stop=should_stop)
         return found.prioritised(self._settings.priorities)
 
     def _abort(self, error: BaseException) -> None:

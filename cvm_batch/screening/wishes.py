@@ -70,7 +70,7 @@ class WatchedManifests:
         self,
         inputs: Sequence[str],
         plan: Plan,
-        plan_further: Callable[[Sequence[ListedSlide]], Plan],
+        plan_further: Callable[[Sequence[ListedSlide], Callable[[], bool]], Plan],
     ) -> None:
         """``plan``: what the run knows already, with priorities as they are listed: what else
         was asked of the run stands until a row changes."""
@@ -81,7 +81,8 @@ class WatchedManifests:
         }
         for slide in (*plan.slides, *plan.failed):
             self._priorities[slide.slide_id] = slide.priority
-        self._fresh = {slide.slide_id for slide in plan.fresh}
+        self._fresh: dict[str, int | None] = dict.fromkeys(slide.slide_id for slide in plan.fresh)
+        """Their priorities as listed, once they were looked at."""
         # Not yet seen: a manifest may have changed since it was planned from.
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
@@ -136,28 +137,30 @@ class WatchedManifests:
     def _look(self, place: Place, stamp: FileStamp) -> None:
         began = time.monotonic()
         listed = read_manifest(place)
-        fresh = self._take([one for one in listed if one.slide_id not in self._priorities])
+        further = [one for one in listed if one.slide_id not in self._priorities]
+        plan = self._plan_further(further, self._closed.is_set) if further else None
+        if self._closed.is_set():
+            return
+        fresh = {slide.slide_id for slide in plan.fresh} if plan else set()
+        if plan and (len(fresh) < len(further) or not fresh <= self._fresh.keys()):
+            self._wishes.put(TakeFurther(plan))
         changed: dict[str, int] = {}
         for slide in listed:
+            before = self._fresh.pop(slide.slide_id, None)
             if slide.slide_id in fresh:
-                continue
-            before = self._priorities.setdefault(slide.slide_id, slide.priority)
+                self._fresh[slide.slide_id] = slide.priority
+            else:
+                listed_as = self._priorities.setdefault(slide.slide_id, slide.priority)
+                before = listed_as if before is None else before
+                if listed_as is not None:
+                    self._priorities[slide.slide_id] = slide.priority
             if before not in (None, slide.priority):
-                self._priorities[slide.slide_id] = changed[slide.slide_id] = slide.priority
+                changed[slide.slide_id] = slide.priority
         if changed:
             self._wishes.put(ListAnew(changed))
         self._seen[place] = stamp
-        # Until they have settled they are looked at again, though the manifest stays as it is.
+        # Until they have settled they are looked at again, though the manifest stays as it is:
+        # soon, where this look was long for the sake of others.
         now = time.monotonic()
-        self._again[place] = now + _REST * (now - began) if fresh else math.inf
-
-    def _take(self, further: Sequence[ListedSlide]) -> set[str]:
-        """Have the run take what it does not know; which of that is too fresh."""
-        if not further:
-            return set()
-        plan = self._plan_further(further)
-        fresh = {slide.slide_id for slide in plan.fresh}
-        if len(fresh) < len(further) or not fresh <= self._fresh:
-            self._fresh |= fresh
-            self._wishes.put(TakeFurther(plan))
-        return fresh
+        rest = _REST * (now - began) if len(fresh) == len(further) else 0
+        self._again[place] = now + rest if fresh else math.inf

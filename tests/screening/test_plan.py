@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,13 +16,18 @@ from typing import Any
 
 import pytest
 
-from cvm_batch.archives.opening import PLAIN
+from cvm_batch import threads
+from cvm_batch.archives import contents
+from cvm_batch.archives.address import SlideAddress
+from cvm_batch.archives.contents import Content
+from cvm_batch.archives.opening import PLAIN, OpenOptions
 from cvm_batch.errors import NoSlidesError, Reason
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.schemas import Status
 from cvm_batch.results.slides import History, Settled
 from cvm_batch.screening.plan import Plan, PlannedSlide, SettledSlide, make_plan, plan_slides
+from cvm_batch.threads import Sign
 from tests.archives.making import write_zip
 from tests.conftest import coloured_tiles
 
@@ -201,16 +207,64 @@ def test_a_slide_that_cannot_be_opened_is_told_by_what_it_holds(
     assert ids(again.settled) == [NAMES[5]]
 
 
-def test_digesting_ends_when_the_run_is_to_stop(slides: Path, tiny_bundle: Bundle) -> None:
-    asked = 0
+def test_digesting_ends_when_the_run_is_to_stop(
+    slides: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_LOOK_SECONDS", 0.05)
+    began, ended = threading.Event(), threading.Event()
 
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 2
+    def for_ever(address: object, options: object, sign: Sign) -> Content:
+        began.set()
+        try:
+            while True:
+                sign()
+                time.sleep(0.01)
+        finally:
+            ended.set()
 
-    stopped = plan(slides, tiny_bundle, History({}), rehash=True, should_stop=should_stop)
+    def never() -> None:
+        raise AssertionError("nothing is known to wait")
+
+    monkeypatch.setattr(contents, "content_of", for_ever)
+    stopped = plan(
+        *(slides, tiny_bundle, History({})),
+        rehash=True,
+        should_stop=began.is_set,
+        work_waits=never,
+    )
     assert (stopped.slides, stopped.failed, stopped.not_planned) == ((), (), len(NAMES))
+    assert ended.wait(20)
+
+
+def test_a_slide_of_which_nothing_comes_is_given_up(
+    slides: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang, read = threading.Event(), contents.content_of
+
+    def hanging(address: SlideAddress, options: OpenOptions, sign: Sign) -> Content:
+        if address.uri.endswith(NAMES[5]):
+            hang.wait(60)
+        return read(address, options, sign)
+
+    monkeypatch.setattr(threads, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(contents, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(contents, "content_of", hanging)
+    found = plan(slides, tiny_bundle, History({}), rehash=True)
+    hang.set()
+    assert ids(found.failed) == [NAMES[5]]
+    failure = found.failed[0].failure
+    assert failure is not None
+    assert failure.reason is Reason.READ_ERROR
+    assert found.failed[0].result_key is None, "so that it is tried again"
+    assert len(found.slides) == len(NAMES) - 1
+
+
+def test_what_is_settled_stays_so_however_new(slides: Path, tiny_bundle: Bundle) -> None:
+    for options in ({}, {"rehash": True}):
+        before = plan(slides, tiny_bundle, History({}), **options)
+        again = plan(slides, tiny_bundle, history_of(before), quiet_since=0.0, **options)
+        assert set(ids(again.settled)) == set(NAMES)
+        assert again.fresh == ()
 
 
 def test_replicas_are_prepared_for_where_there_is_work(

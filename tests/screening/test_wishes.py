@@ -50,7 +50,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
     beside.replace(path)
 
 
-def planned(slides: Sequence[ListedSlide]) -> Plan:
+def planned(slides: Sequence[ListedSlide], *_: object) -> Plan:
     return Plan(
         slides=tuple(
             PlannedSlide(
@@ -111,7 +111,7 @@ def test_a_slide_that_just_changed_is_taken_once_it_has_settled(tmp_path: Path) 
     settled = threading.Event()
     looks: list[list[str]] = []
 
-    def plan_further(slides: Sequence[ListedSlide]) -> Plan:
+    def plan_further(slides: Sequence[ListedSlide], *_: object) -> Plan:
         looks.append([slide.slide_id for slide in slides])
         return planned(slides) if settled.is_set() else left
 
@@ -129,6 +129,33 @@ def test_a_slide_that_just_changed_is_taken_once_it_has_settled(tmp_path: Path) 
         count = len(looks)
         time.sleep(0.3)
         assert (watched.wishes(), len(looks)) == ([], count), "once"
+    finally:
+        watched.close()
+
+
+def test_a_row_that_changes_holds_for_a_slide_that_is_fresh(tmp_path: Path) -> None:
+    manifest = tmp_path / "night.csv"
+    row = {"slide_id": "a", "uri": "a", "priority": 4}
+    write_manifest(manifest, [row])
+    left = replace(planned([]), fresh=(FreshSlide("a", 1.0),))
+    settled = threading.Event()
+
+    def plan_further(slides: Sequence[ListedSlide], *_: object) -> Plan:
+        return planned(slides) if settled.is_set() else left
+
+    watched = WatchedManifests([str(manifest)], left, plan_further)
+    try:
+        time.sleep(0.3)  # it has been looked at
+        write_manifest(manifest, [row | {"priority": 2}])
+        assert told(watched, 1) == [ListAnew({"a": 2})]
+        settled.set()
+        write_manifest(manifest, [row | {"priority": 3}])
+        further, anew = told(watched, 2)
+        assert isinstance(further, TakeFurther)
+        assert [slide.priority for slide in further.plan.slides] == [3]
+        assert anew == ListAnew({"a": 3}), "since it may have been asked for otherwise"
+        time.sleep(0.3)
+        assert watched.wishes() == []
     finally:
         watched.close()
 
@@ -175,7 +202,7 @@ def test_a_manifest_that_cannot_be_used_is_told_of_once(
     write_manifest(manifest, rows)
     failures: list[Exception] = [ValueError("not foreseen")]
 
-    def plan_further(slides: Sequence[ListedSlide]) -> Plan:
+    def plan_further(slides: Sequence[ListedSlide], *_: object) -> Plan:
         if failures:
             raise failures.pop()
         return planned(slides)
