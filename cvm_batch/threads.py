@@ -42,7 +42,8 @@ def in_threads(
     ``ahead``: items that are taken before their turn to be yielded. ``waiting`` is called about
     once a second, and may raise to end it all. Of a call that has given no sign for ``patience``
     seconds ``late(item)`` is yielded in its place. Raises what the function raises. Closing the
-    generator leaves all calls to themselves; use `contextlib.closing`.
+    generator leaves all calls to themselves; use `contextlib.closing`. So does what ``items``
+    raises.
     """
     pool: _Pool[T, R] = _Pool(function, threads)
     pending: deque[_Task[T]] = deque()
@@ -63,8 +64,11 @@ def in_threads(
                 if task.is_done(_LOOK_SECONDS):
                     yield task.future.result()
                     break
-                if late is not None and time.monotonic() - task.signed > patience:
-                    pool.replace_a_thread()
+                for one in (task, *pending) if late else ():
+                    if not one.is_lost and time.monotonic() - one.signed > patience:
+                        one.is_lost = True
+                        pool.replace_a_thread()
+                if late and task.is_lost:
                     yield late(task.item)
                     break
     finally:
@@ -77,6 +81,8 @@ class _Task(Generic[T]):
     future: Future[Any] = field(default_factory=Future)
     signed: float = math.inf
     """When it gave its last sign; infinite until it begins."""
+    is_lost: bool = False
+    """Its thread does not come back."""
 
     def is_done(self, seconds: float) -> bool:
         """Whether it is, after so many seconds at most."""

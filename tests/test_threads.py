@@ -84,18 +84,22 @@ def test_who_leaves_ends_what_gives_signs() -> None:
 
 
 def test_a_silent_call_is_replaced_and_holds_up_nobody() -> None:
-    hang = threading.Event()
+    hang, passed = threading.Event(), threading.Event()
 
     def function(item: int, sign: Sign) -> int:
-        for _ in range(30 if item == 1 else 0):  # slow, and alive
+        for _ in range(150 if item == 0 else 0):  # slow, and alive
             sign()
             time.sleep(0.02)
-        if item in (0, 2):
+        if item in (1, 2):
             hang.wait(60)
+        if item == 3:
+            passed.set()
         return item
 
-    found = in_threads(function, range(6), threads=2, patience=0.3, late=lambda item: -1 - item)
-    assert list(found) == [-1, 1, -3, 3, 4, 5]
+    found = in_threads(function, range(6), threads=2, patience=2.0, late=lambda item: -1 - item)
+    assert next(found) == 0
+    assert passed.wait(20), "those behind were given up while the first went on"
+    assert list(found) == [-2, -3, 3, 4, 5]
     hang.set()
 
 

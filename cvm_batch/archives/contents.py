@@ -22,8 +22,10 @@ from cvm_batch.threads import Sign, in_threads
 
 #: Slides that are read at once: of a share or a store, part of that time is waiting.
 _AT_ONCE = 8
-#: A disk that gives nothing for so long does not answer. It may take as long to list half a million
-#: files, which is one look here.
+#: And those that are read meanwhile, while one takes hours.
+_AHEAD = 1000
+#: A disk that gives nothing for so long does not answer. To list half a million files takes
+#: minutes, not more.
 _PATIENCE_SECONDS = 600.0
 
 
@@ -77,6 +79,7 @@ def contents(
         read,
         addresses,
         threads=_AT_ONCE,
+        ahead=_AHEAD,
         waiting=waiting,
         patience=_PATIENCE_SECONDS,
         late=lambda address: ReadError(
@@ -93,8 +96,10 @@ def content_of(
 ) -> Content:
     """``sign`` is called every few megabytes, and may raise. Raises SlideError."""
     stamps = identity_of(address, options)
+    sign()
     slide = opening(address, options)
     identity = _identity(format_of(slide.place), slide, sign)
+    sign()
     if identity_of(address, options) != stamps:
         raise changed(address.uri)
     return Content(identity, stamps)
@@ -106,17 +111,21 @@ def _identity(found: ArchiveFormat, slide: Opening, sign: Sign) -> str:
     if own is not None and not recorded.is_file():
         return own
     digest = hashlib.sha256()
-    for name, place, stamp in _files(found, slide):
+    for name, place, stamp in _files(found, slide, sign):
         with closing(place.open(stamp)) as file:
             digest.update(encode(f"{name}\0{sha256_of(file, sign)}\0"))
             file.check()
     return digest.hexdigest()
 
 
-def _files(found: ArchiveFormat, slide: Opening) -> Iterator[tuple[str, Place, FileStamp]]:
+def _files(
+    found: ArchiveFormat, slide: Opening, sign: Sign
+) -> Iterator[tuple[str, Place, FileStamp]]:
     """All files of a slide, by names that do not say where it lies."""
     locate = slide.place.child if slide.place.is_folder() else slide.place.sibling
-    for stamp in found.files(slide):
+    files = found.files(slide)
+    sign()
+    for stamp in files:
         yield stamp.name, locate(stamp.name), stamp
     for place, stamp in found.tables(slide):
         yield place.name, place, stamp

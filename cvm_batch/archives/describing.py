@@ -85,7 +85,7 @@ def describe_all(
             else:
                 (address,) = outcome.item
                 # Listing the slide's files needs no decoder.
-                identity = _identity(address, options)
+                identity = next(identities([address], options, waiting))
                 yield Description(address=address, error=outcome.error, identity=identity)
 
 
@@ -96,8 +96,8 @@ def identities(
 ) -> Generator[str | None, None, None]:
     """Identities of slides, in the order given, by their files' stamps: no slide is opened.
 
-    None where not even the files can be listed. ``waiting`` is called about once a second, and
-    may raise to end it all.
+    None where not even the files can be listed, or their disk does not answer. ``waiting`` is
+    called about once a second, and may raise to end it all.
     """
     return _asked(addresses, lambda address: _identity(address, options), waiting)
 
@@ -114,27 +114,35 @@ def changes(
 
 def _asked(
     addresses: Iterable[SlideAddress],
-    question: Callable[[SlideAddress], R],
+    question: Callable[[SlideAddress], R | None],
     waiting: Callable[[], None],
-) -> Generator[R, None, None]:
-    """What comes of a question about each slide's files: of many at once, where it waits."""
+) -> Generator[R | None, None, None]:
+    """What comes of a question about each slide's files: of many at once, where it waits. None
+    of those that are not told in time."""
 
-    def of_some(some: Sequence[SlideAddress], _: Sign) -> tuple[list[R], bool]:
+    def of_some(some: Sequence[SlideAddress], sign: Sign) -> tuple[list[R | None], bool]:
         began, worked = time.perf_counter(), time.thread_time()
-        found = [question(address) for address in some]
+        found = []
+        for address in some:
+            sign()
+            found.append(question(address))
         waited = time.perf_counter() - began - (time.thread_time() - worked)
         return found, waited > _QUICK_SECONDS * len(some)
 
+    def none(some: Sequence[SlideAddress]) -> tuple[list[R | None], bool]:
+        return [None] * len(some), True
+
+    ask = partial(in_threads, of_some, waiting=waiting, patience=_TIMEOUT_SECONDS, late=none)
     left, slow = _Some(addresses, _AT_ONCE), 0
     # None ahead: what one thread has not taken is for the many.
-    with closing(in_threads(of_some, left, threads=1, ahead=1, waiting=waiting)) as one_by_one:
+    with closing(ask(left, threads=1, ahead=1)) as one_by_one:
         for found, is_slow in one_by_one:
             yield from found
             slow = slow + 1 if is_slow else 0
             left.size = _AT_ONCE if is_slow else _QUICK_AT_ONCE
             if slow == _IN_A_ROW:
                 break
-    with closing(in_threads(of_some, left, threads=_ASKING, waiting=waiting)) as many:
+    with closing(ask(left, threads=_ASKING)) as many:
         for found, _ in many:
             yield from found
 

@@ -68,7 +68,7 @@ def plan(
     from cvm_batch.model.registry import find_bundle
     from cvm_batch.results.slides import History
     from cvm_batch.screening.executor import hardware_here
-    from cvm_batch.screening.plan import make_plan, plan_slides
+    from cvm_batch.screening.planning import make_plan, plan_slides
 
     bundle, results = find_bundle(model), ResultsFolder(out)
     device = hardware_here().device_type

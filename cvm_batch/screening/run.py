@@ -46,7 +46,8 @@ from cvm_batch.screening.commits import Commits
 from cvm_batch.screening.driver import Driver
 from cvm_batch.screening.executor import Executor
 from cvm_batch.screening.metrics import Meter, Metered, NoMeter
-from cvm_batch.screening.plan import Plan, make_plan, plan_slides
+from cvm_batch.screening.plan import Plan
+from cvm_batch.screening.planning import make_plan, plan_slides
 from cvm_batch.screening.settings import ExecutorKind, Settings
 from cvm_batch.screening.summary import NotComplete, Progress, RunSummary
 from cvm_batch.screening.visibility import samples_of

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_SECONDS = 5.0
 #: Times what a look took, until the next one for the sake of slides that have yet to settle.
 _REST = 20
+_MOST_REST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,17 @@ class WatchedManifests:
         was asked of the run stands until a row changes."""
         self._plan_further = plan_further
         self._wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
-        self._priorities: dict[str, int | None] = {
-            settled.slide_id: None for settled in plan.settled
-        }
+        self._listed: dict[str, int | None] = {settled.slide_id: None for settled in plan.settled}
+        """What is known already with the priorities by its rows; None where they are no matter."""
         for slide in (*plan.slides, *plan.failed):
-            self._priorities[slide.slide_id] = slide.priority
-        self._fresh: dict[str, int | None] = dict.fromkeys(slide.slide_id for slide in plan.fresh)
-        """Their priorities as listed, once they were looked at."""
+            self._listed[slide.slide_id] = slide.priority
+        self._fresh = {slide.slide_id for slide in plan.fresh}
         # Not yet seen: a manifest may have changed since it was planned from.
         self._seen: dict[Place, FileStamp | None] = {
             place: None for place in map(place_of, inputs) if is_manifest(place)
         }
-        self._again = dict.fromkeys(self._seen, math.inf)
+        self._again = dict.fromkeys(self._seen, -math.inf)
+        """When fresh slides are looked at again."""
         self._last_look: dict[Place, FileStamp | None] = {}
         self.trouble: str | None = None
         """Why a manifest could not be looked at just now; until it can."""
@@ -136,31 +136,33 @@ class WatchedManifests:
 
     def _look(self, place: Place, stamp: FileStamp) -> None:
         began = time.monotonic()
+        is_due = began >= self._again[place]
         listed = read_manifest(place)
-        further = [one for one in listed if one.slide_id not in self._priorities]
+        further = [
+            one
+            for one in listed
+            if one.slide_id not in self._listed or (is_due and one.slide_id in self._fresh)
+        ]
         plan = self._plan_further(further, self._closed.is_set) if further else None
         if self._closed.is_set():
             return
         fresh = {slide.slide_id for slide in plan.fresh} if plan else set()
-        if plan and (len(fresh) < len(further) or not fresh <= self._fresh.keys()):
+        if plan and (len(fresh) < len(further) or not fresh <= self._fresh):
             self._wishes.put(TakeFurther(plan))
+        self._fresh = self._fresh.difference(one.slide_id for one in further) | fresh
         changed: dict[str, int] = {}
         for slide in listed:
-            before = self._fresh.pop(slide.slide_id, None)
-            if slide.slide_id in fresh:
-                self._fresh[slide.slide_id] = slide.priority
-            else:
-                listed_as = self._priorities.setdefault(slide.slide_id, slide.priority)
-                before = listed_as if before is None else before
-                if listed_as is not None:
-                    self._priorities[slide.slide_id] = slide.priority
+            before = self._listed.setdefault(slide.slide_id, slide.priority)
             if before not in (None, slide.priority):
-                changed[slide.slide_id] = slide.priority
+                self._listed[slide.slide_id] = changed[slide.slide_id] = slide.priority
         if changed:
             self._wishes.put(ListAnew(changed))
         self._seen[place] = stamp
-        # Until they have settled they are looked at again, though the manifest stays as it is:
-        # soon, where this look was long for the sake of others.
+        # Until they have settled they are looked at again, though the manifest stays as it is. A
+        # look that others were part of may have been long for their sake.
         now = time.monotonic()
-        rest = _REST * (now - began) if len(fresh) == len(further) else 0
-        self._again[place] = now + rest if fresh else math.inf
+        rest = _REST * (now - began)
+        if len(fresh) < len(further):
+            rest = min(rest, _MOST_REST_SECONDS)
+        again = now + rest if fresh else math.inf
+        self._again[place] = again if is_due else min(again, self._again[place])

@@ -138,17 +138,20 @@ def test_a_row_that_changes_holds_for_a_slide_that_is_fresh(tmp_path: Path) -> N
     row = {"slide_id": "a", "uri": "a", "priority": 4}
     write_manifest(manifest, [row])
     left = replace(planned([]), fresh=(FreshSlide("a", 1.0),))
-    settled = threading.Event()
+    looks: list[int] = []
 
     def plan_further(slides: Sequence[ListedSlide], *_: object) -> Plan:
-        return planned(slides) if settled.is_set() else left
+        looks.append(slides[0].priority)
+        return planned(slides) if slides[0].priority == 3 else left
 
     watched = WatchedManifests([str(manifest)], left, plan_further)
     try:
-        time.sleep(0.3)  # it has been looked at
+        deadline = time.monotonic() + 20
+        while len(looks) < 2:  # the first look is over
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         write_manifest(manifest, [row | {"priority": 2}])
         assert told(watched, 1) == [ListAnew({"a": 2})]
-        settled.set()
         write_manifest(manifest, [row | {"priority": 3}])
         further, anew = told(watched, 2)
         assert isinstance(further, TakeFurther)

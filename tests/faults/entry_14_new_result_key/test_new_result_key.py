@@ -18,7 +18,7 @@ from cvm_batch.model.backends.choosing import Backend
 from cvm_batch.model.bundle import Bundle, BundleSpec, write_bundle
 from cvm_batch.model.network import CvmCervix
 from cvm_batch.model.precision import Precision
-from cvm_batch.screening import plan
+from cvm_batch.screening import planning
 from tests.archives.making import image_names, write_folder, write_table
 from tests.conftest import coloured_tiles
 from tests.faults.comparing import rows_of
@@ -71,7 +71,7 @@ def test_what_decides_results(
         assert classified_by(screened, **settings) == everything, settings
     for version in ("PREPROCESSING_VERSION", "SCHEMA_VERSION"):
         with monkeypatch.context() as upgraded:
-            upgraded.setattr(plan, version, getattr(plan, version) + 1)
+            upgraded.setattr(planning, version, getattr(planning, version) + 1)
             assert classified_by(screened) == everything, version
     assert classified_by(screened, model=str(another_model.path)) == everything
     first, *_, last = rows_of(screened.results)
