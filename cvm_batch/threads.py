@@ -64,13 +64,11 @@ def in_threads(
                 if task.is_done(_LOOK_SECONDS):
                     yield task.future.result()
                     break
-                for one in (task, *pending) if late else ():
-                    if not one.is_lost and time.monotonic() - one.signed > patience:
-                        one.is_lost = True
-                        pool.replace_a_thread()
-                if late and task.is_lost:
-                    yield late(task.item)
-                    break
+                if late is not None:
+                    pool.give_up_silent((task, *pending), patience)
+                    if task.is_lost:
+                        yield late(task.item)
+                        break
     finally:
         pool.leave()
 
@@ -108,9 +106,14 @@ class _Pool(Generic[T, R]):
             self._start()
         return task
 
-    def replace_a_thread(self) -> None:
-        """One is lost."""
-        self._start()
+    def give_up_silent(self, tasks: Iterable[_Task[T]], patience: float) -> None:
+        """Others take the place of threads that do not come back."""
+        now = time.monotonic()
+        for task in tasks:
+            silent = now - task.signed > patience and not task.future.done()
+            if silent and not task.is_lost:
+                task.is_lost = True
+                self._start()
 
     def leave(self) -> None:
         self._left.set()

@@ -103,6 +103,26 @@ def test_a_silent_call_is_replaced_and_holds_up_nobody() -> None:
     hang.set()
 
 
+def test_what_is_done_and_waits_for_its_turn_is_not_silent() -> None:
+    others = threading.Event()
+
+    def function(item: int, sign: Sign) -> str:
+        if item == 0:
+            for _ in range(150):  # for three times the patience; the others are done at once
+                sign()
+                time.sleep(0.02)
+            assert others.is_set()
+        if item == 4:
+            others.set()
+        return threading.current_thread().name
+
+    before = threading.active_count()
+    found = in_threads(function, range(5), threads=2, patience=1.0, late=lambda item: "late")
+    next(found)
+    assert threading.active_count() <= before + 2
+    assert "late" not in list(found)
+
+
 def test_a_process_ends_though_a_call_does_not() -> None:
     code = """
 import time
