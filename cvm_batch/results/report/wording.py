@@ -142,7 +142,11 @@ def ending_of(manifest: Mapping[str, Any], state: RunState) -> Ending:
         )
     if state is RunState.STOPPED:
         return Ending("mind", "Stopped before the end", f"As it was asked to. {_left(left)}")
+    fresh = slides.get("fresh", 0)  # as of later versions
     if not slides["planned"]:
+        if fresh:
+            dealt_with = "Every other slide had been dealt with before."
+            return Ending("mind", "Nothing was taken", f"{_fresh(fresh)} {dealt_with}")
         return Ending("good", "Nothing was new", "Every slide had been dealt with before.")
     if lacking:
         are = "slide is" if lacking == 1 else "slides are"
@@ -157,7 +161,18 @@ def ending_of(manifest: Mapping[str, Any], state: RunState) -> Ending:
             "Finished, all new slides complete",
             "Slides of earlier runs are still not complete: they are listed with the failures.",
         )
+    if fresh:
+        return Ending(
+            "good",
+            "Finished, all slides that were taken are complete",
+            f"Every cell of these was read. {_fresh(fresh)}",
+        )
     return Ending("good", "Finished, all slides complete", "Every cell of every slide was read.")
+
+
+def _fresh(count: int) -> str:
+    slides = "1 slide" if count == 1 else f"{count:,} slides"
+    return f"{slides} had just changed: the next submit takes what has settled by then."
 
 
 def _left(left: int) -> str:
