@@ -37,7 +37,9 @@ class Message:
             if slides[status]
         )
         code = self.summary["exit_code"]
-        return f"cvm-batch: {_ENDINGS[code]} (exit code {code}); {counts or 'no slide ended'}"
+        told = f"cvm-batch: {_ENDINGS[code]} (exit code {code}); {counts or 'no slide ended'}"
+        fresh = slides.get("fresh", 0)
+        return f"{told}, {fresh:,} left as they had just changed" if fresh else told
 
     def to_json(self) -> dict[str, Any]:
         """For a webhook; chats show ``text``."""
@@ -56,6 +58,7 @@ class Message:
             finished_at=told["finished_at"],
             planned=f"{told['slides']['planned']:,}",
             settled=f"{_settled(told['slides']):,}",
+            fresh=f"{told['slides'].get('fresh', 0):,}",
             cells=f"{told['cells']['classified']:,}",
             unreadable=f"{told['cells']['unreadable']:,}",
             speed=f"{speed:,.0f} tiles/s" if speed else "no tile classified",

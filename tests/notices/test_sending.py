@@ -13,6 +13,7 @@ import pytest
 from cvm_batch.errors import UsageError
 from cvm_batch.notices import mail as mailing
 from cvm_batch.notices.mail import Mail, Security, SmtpServer
+from cvm_batch.notices.message import Message
 from cvm_batch.notices.sending import Channel, Notices, Patience
 from cvm_batch.notices.webhook import Webhook
 from tests.notices import servers
@@ -321,3 +322,11 @@ def test_a_password_is_shown_nowhere() -> None:
     server = SmtpServer(host="mx", port=1, user="a", password=PASSWORD)
     assert PASSWORD not in repr(server)
     assert mailing.PASSWORD_VARIABLE == "CVM_BATCH_SMTP_PASSWORD"
+
+
+def test_slides_that_were_left_are_told_of() -> None:
+    slides = {**SUMMARY["slides"], "failed": 0, "fresh": 3}
+    left = Message(SUMMARY | {"exit_code": 0, "slides": slides})
+    assert left.title.endswith("1,198 complete, 3 left as they had just changed")
+    assert "dealt with by earlier runs, 3 left as they had just changed" in left.body()
+    assert "just changed" not in Message(SUMMARY).title
