@@ -11,13 +11,13 @@ from typing import NamedTuple
 from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.archive import ArchiveFormat
 from cvm_batch.archives.checking import sha256_of
-from cvm_batch.archives.companions import digests_place, stamp_present
+from cvm_batch.archives.companions import digests_place
 from cvm_batch.archives.formats import format_of, identity_of, opening
 from cvm_batch.archives.opening import PLAIN, Opening, OpenOptions
 from cvm_batch.archives.places.files import FileStamp, as_slide_error, changed
 from cvm_batch.archives.places.names import encode
 from cvm_batch.archives.places.place import Place
-from cvm_batch.errors import InputChangedError, ReadError, SlideError
+from cvm_batch.errors import InputChangedError, ReadError, SlideError, UsageError
 from cvm_batch.threads import Sign, in_threads
 
 #: Slides that are read at once: of a share or a store, part of that time is waiting.
@@ -66,12 +66,14 @@ def contents(
     """Of slides, in the order given; all of each is read, several at once.
 
     ``waiting`` is called about once a second, and may raise to end it all. Closing the generator
-    ends the reading; use `contextlib.closing`.
+    ends the reading; use `contextlib.closing`. Raises UsageError.
     """
 
     def read(address: SlideAddress, sign: Sign) -> Content | SlideError:
         try:
             return content_of(address, options, sign)
+        except UsageError:  # of the run, not of this slide
+            raise
         except Exception as error:
             return as_slide_error(error, address.uri)
 
@@ -130,5 +132,5 @@ def _files(
     for place, stamp in found.tables(slide):
         yield place.name, place, stamp
     recorded = digests_place(slide.place)
-    if recorded.is_file():
-        yield recorded.name, recorded, stamp_present(recorded)
+    if (listed := recorded.stamp()) is not None:
+        yield recorded.name, recorded, listed

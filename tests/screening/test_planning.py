@@ -22,7 +22,7 @@ from cvm_batch.archives.address import SlideAddress
 from cvm_batch.archives.contents import Content
 from cvm_batch.archives.formats import identity_of
 from cvm_batch.archives.opening import PLAIN, OpenOptions
-from cvm_batch.errors import NoSlidesError, Reason
+from cvm_batch.errors import NoSlidesError, Reason, UsageError
 from cvm_batch.model.bundle import Bundle
 from cvm_batch.model.precision import Precision
 from cvm_batch.results.schemas import Status
@@ -188,10 +188,15 @@ def test_a_file_that_changes_after_it_was_digested(
         (copied / NAMES[5]).write_bytes((slides / NAMES[6]).read_bytes())
 
     found = plan(copied, tiny_bundle, History({}), rehash=True, work_waits=meanwhile)
+    assert_one_is_tried_again(found, Reason.INPUT_CHANGED)
+
+
+def assert_one_is_tried_again(found: Plan, reason: Reason) -> None:
+    """The fifth fails for that reason, for now; all others are planned."""
     assert ids(found.failed) == [NAMES[5]]
     failure = found.failed[0].failure
     assert failure is not None
-    assert failure.reason is Reason.INPUT_CHANGED
+    assert failure.reason is reason
     assert found.failed[0].result_key is None, "so that it is tried again"
     assert len(found.slides) == len(NAMES) - 1
 
@@ -258,12 +263,20 @@ def test_a_slide_of_which_nothing_comes_is_given_up(
     monkeypatch.setattr(describing, "identity_of", not_again)
     found = plan(slides, tiny_bundle, History({}), rehash=True)
     hang.set()
-    assert ids(found.failed) == [NAMES[5]]
-    failure = found.failed[0].failure
-    assert failure is not None
-    assert failure.reason is Reason.READ_ERROR
-    assert found.failed[0].result_key is None, "so that it is tried again"
-    assert len(found.slides) == len(NAMES) - 1
+    assert_one_is_tried_again(found, Reason.READ_ERROR)
+
+
+def test_what_is_wrong_with_the_run_is_no_slide_s(
+    slides: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a store's client has no credentials."""
+
+    def refused(*_: object) -> Content:
+        raise UsageError("No connection can be set up.")
+
+    monkeypatch.setattr(contents, "content_of", refused)
+    with pytest.raises(UsageError, match="No connection"):
+        plan(slides, tiny_bundle, History({}), rehash=True)
 
 
 def test_what_is_settled_stays_so_however_new(slides: Path, tiny_bundle: Bundle) -> None:
