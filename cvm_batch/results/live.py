@@ -123,9 +123,11 @@ def planning_run(results: ResultsFolder) -> RunSeen | None:
     lone = {name for name in names if name.endswith(".live")} - {
         name.removesuffix(".json") + ".live" for name in names
     }
+    if not lone:
+        return None
     claims = Claims(results)
-    holder = claims.holder() if lone else None
-    newest = holder or (claims.newest() if lone else None)
+    holder = claims.holder()
+    newest = holder or claims.newest()
     # Of a driver that was killed in an earlier night one may have stayed behind.
     if newest is None or newest.released or RunName.of(newest.run_id).live.as_posix() not in lone:
         return None

@@ -70,11 +70,10 @@ def _look_up(pid: int) -> tuple[str, int] | None:
 def _is_hidden(pid: int) -> bool:
     """Whether there is such a process all the same: /proc may be mounted with hidepid."""
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
     return True
 
 

@@ -129,7 +129,8 @@ class Driver:
                 self._prioritise(wish)
             case TakeFurther(further):
                 first = len(self.plan.slides)
-                further = further.with_priorities(self._asked_early)
+                if self._asked_early:
+                    further = further.with_priorities(self._asked_early.get)
                 self.plan = self.plan.joined(further)
                 self._end_unopened(further)
                 if self.dispatcher is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -80,17 +80,19 @@ class Plan:
         several do, the last one holds."""
         if not priorities:
             return self
-        slides = [_prioritised(slide, priorities) for slide in self.slides]
-        failed = [_prioritised(slide, priorities) for slide in self.failed]
-        return replace(self, slides=tuple(sorted(slides, key=turn)), failed=tuple(failed))
 
-    def with_priorities(self, priorities: Mapping[str, int]) -> Plan:
-        """This plan, with a priority for slides by their slide_id."""
-        if not priorities:
-            return self
+        def last(slide_id: str) -> int | None:
+            fitting = [priority for pattern, priority in priorities if fits(pattern, slide_id)]
+            return fitting[-1] if fitting else None
+
+        return self.with_priorities(last)
+
+    def with_priorities(self, priority_of: Callable[[str], int | None]) -> Plan:
+        """This plan, with a priority by slide_id for those slides that get one."""
 
         def asked(slide: PlannedSlide) -> PlannedSlide:
-            return replace(slide, priority=priorities.get(slide.slide_id, slide.priority))
+            priority = priority_of(slide.slide_id)
+            return slide if priority is None else replace(slide, priority=priority)
 
         slides = tuple(sorted(map(asked, self.slides), key=turn))
         return replace(self, slides=slides, failed=tuple(map(asked, self.failed)))
@@ -129,11 +131,6 @@ class Plan:
 def fits(pattern: str, slide_id: str) -> bool:
     """Whether a slide is meant by its slide_id or a pattern of such."""
     return slide_id == pattern or fnmatchcase(slide_id, pattern)
-
-
-def _prioritised(slide: PlannedSlide, priorities: Sequence[tuple[str, int]]) -> PlannedSlide:
-    fitting = [priority for pattern, priority in priorities if fits(pattern, slide.slide_id)]
-    return replace(slide, priority=fitting[-1]) if fitting else slide
 
 
 def turn(slide: PlannedSlide) -> tuple[int, int]:
